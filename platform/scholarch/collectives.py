@@ -1,0 +1,92 @@
+"""The few reductions over ranks that terms and the trainer may use, each given a process group.
+
+`group=None` means one process: every function is then the identity. Gradients follow one
+convention everywhere: each rank holds its *share* of a global loss, shares add up to the loss,
+and so gradients are summed over ranks, never averaged. Uneven shares need no special case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def upcast(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 when it is already that (precision=fp64, for tests)."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def world_size(group: ProcessGroup | None) -> int:
+    """Number of ranks in `group`."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def rank(group: ProcessGroup | None) -> int:
+    """This process's rank in `group`."""
+    return 0 if group is None else dist.get_rank(group)
+
+
+def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Sum of `x` over ranks, as a new tensor without gradient."""
+    x = x.detach().clone()
+    if group is not None:
+        dist.all_reduce(x, op=dist.ReduceOp.SUM, group=group)
+    return x
+
+
+def all_reduce_max(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Element-wise maximum of `x` over ranks, as a new tensor without gradient."""
+    x = x.detach().clone()
+    if group is not None:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX, group=group)
+    return x
+
+
+def row_counts(x: Tensor, group: ProcessGroup | None) -> list[int]:
+    """Length of the first dimension of `x` on each rank."""
+    if group is None:
+        return [x.shape[0]]
+    counts = torch.zeros(world_size(group), dtype=torch.int64, device=x.device)
+    counts[rank(group)] = x.shape[0]
+    return [int(n) for n in all_reduce_sum(counts, group).tolist()]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        counts = row_counts(x, group)
+        ctx.group, ctx.counts, ctx.rank = group, counts, rank(group)
+        # all_gather wants equal shapes: pad to the largest share, cut after.
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: x.shape[0]] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        total = all_reduce_sum(grad.contiguous(), ctx.group)
+        start = sum(ctx.counts[: ctx.rank])
+        return total[start : start + ctx.counts[ctx.rank]], None
+
+
+def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Rows of all ranks in rank order, differentiable; shares may differ in length.
+
+    The gradient of a rank's rows is the sum of what every rank's loss share sends back to them.
+
+    Args:
+        x: [n_rank, ...], the same trailing shape on every rank.
+
+    Returns:
+        [sum of n_rank, ...].
+    """
+    if group is None:
+        return x
+    gathered: Tensor = _GatherRows.apply(x, group)  # type: ignore[no-untyped-call]
+    return gathered

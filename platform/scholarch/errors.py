@@ -1,0 +1,29 @@
+"""The errors that a user sees as one message, and the exit codes of every command."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL of sysexits.h: interrupted, saved, and resumable by the same command."""
+
+
+class UserError(Exception):
+    """Something the user can put right. Shown without a traceback; the command exits with 2.
+
+    Args:
+        what: what is wrong, with the offending value.
+        where: the key, file or argument it was found in; empty when `what` says it.
+        fix: what to change, as an instruction.
+    """
+
+    exit_code = EXIT_WRONG_INPUT
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what, where, fix)
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        fix = f"\n  fix: {self.fix}" if self.fix else ""
+        return f"{where}{self.what}{fix}"

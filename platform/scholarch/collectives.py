@@ -7,6 +7,7 @@ and so gradients are summed over ranks, never averaged. Uneven shares need no sp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ def row_counts(x: Tensor, group: ProcessGroup | None) -> list[int]:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        counts = row_counts(x, group)
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int], group: ProcessGroup) -> Tensor:
         ctx.group, ctx.counts, ctx.rank = group, counts, rank(group)
         # all_gather wants equal shapes: pad to the largest share, cut after.
         padded = x.new_zeros(max(counts), *x.shape[1:])
@@ -68,25 +68,37 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         total = all_reduce_sum(grad.contiguous(), ctx.group)
         start = sum(ctx.counts[: ctx.rank])
-        return total[start : start + ctx.counts[ctx.rank]], None
+        return total[start : start + ctx.counts[ctx.rank]], None, None
 
 
-def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Rows of all ranks in rank order, differentiable; shares may differ in length.
+def gather_rows(x: Tensor, group: ProcessGroup | None, counts: Sequence[int] | None = None) -> Tensor:
+    """Rows of all ranks in rank order, differentiable; shares may differ in length or be empty.
 
     The gradient of a rank's rows is the sum of what every rank's loss share sends back to them.
+    The backward pass is a collective too: the loss of every rank must depend on the result (on an
+    empty slice of it is enough), or the others wait for ever.
 
     Args:
-        x: [n_rank, ...], the same trailing shape on every rank.
+        x: [n_rank, ...], the same trailing shape and dtype on every rank.
+        counts: rows of each rank where they are known, which spares a reduction and a wait.
 
     Returns:
         [sum of n_rank, ...].
+
+    Raises:
+        ValueError: if `counts` contradicts the rows of this rank.
     """
     if group is None:
         return x
-    gathered: Tensor = _GatherRows.apply(x, group)  # type: ignore[no-untyped-call]
+    if counts is None:
+        counts = row_counts(x, group)
+    elif counts[rank(group)] != x.shape[0]:
+        raise ValueError(
+            f"rank {rank(group)} has {x.shape[0]} rows, not the {counts[rank(group)]} of `counts`"
+        )
+    gathered: Tensor = _GatherRows.apply(x, counts, group)
     return gathered

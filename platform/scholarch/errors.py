@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: interrupted, saved, and resumable by the same command."""
@@ -27,3 +28,9 @@ class UserError(Exception):
         where = f"{self.where}: " if self.where else ""
         fix = f"\n  fix: {self.fix}" if self.fix else ""
         return f"{where}{self.what}{fix}"
+
+
+class RunFailed(Exception):
+    """A run that cannot go on and that no changed argument would mend; the command exits with 1."""
+
+    exit_code = EXIT_FAILED

@@ -46,8 +46,10 @@ class Segment:
         if self.shape not in get_args(Shape):
             raise ValueError(f"shape must be one of {', '.join(get_args(Shape))}, not {self.shape!r}")
         if self.steps != "rest":
-            if isinstance(self.steps, str) or isinstance(self.steps, bool) or self.steps < 0:
-                raise ValueError(f"steps must be a whole number, a share in (0, 1] or 'rest', not {self.steps!r}")
+            if isinstance(self.steps, (str, bool)) or self.steps < 0:
+                raise ValueError(
+                    f"steps must be a whole number, a share in (0, 1] or 'rest', not {self.steps!r}"
+                )
             if isinstance(self.steps, float) and not 0 < self.steps <= 1:
                 raise ValueError(f"steps as a share must lie in (0, 1], not {self.steps}")
         if not 0 < self.truncate <= 1:
@@ -157,7 +159,9 @@ def _parse_segment(number: int, part: Any) -> Segment:
     if isinstance(part, Segment):
         return part
     if not isinstance(part, Mapping):
-        raise ValueError(f"segment {number}: a mapping such as {{shape: linear, steps: 0.1, start: 0, end: 1}}")
+        raise ValueError(
+            f"segment {number}: a mapping such as {{shape: linear, steps: 0.1, start: 0, end: 1}}"
+        )
     known = [f.name for f in fields(Segment)]
     unknown = [key for key in part if key not in known]
     if unknown:
@@ -165,6 +169,6 @@ def _parse_segment(number: int, part: Any) -> Segment:
     if "end" not in part:
         raise ValueError(f"segment {number}: `end` is missing")
     try:
-        return Segment(**part)
+        return Segment(**{**part, "end": float(part["end"])})
     except (TypeError, ValueError) as error:
         raise ValueError(f"segment {number}: {error}") from error

@@ -5,11 +5,13 @@ Legend: B pictures (views of samples), C channels, N patches, R registers, D wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from scholarch.draws import Draws
+from scholarch.errors import UserError
 
 
 class Views(NamedTuple):
@@ -23,6 +25,7 @@ class Views(NamedTuple):
         total: number of global rows; None: B.
         name: key of the draws made for this group of views.
         local: whether these are local crops (local_cls_norm applies to them while training).
+        predict: [B, N] bool, places at which a backbone with a predictor predicts; None: `masks`.
     """
 
     images: Tensor
@@ -31,15 +34,20 @@ class Views(NamedTuple):
     total: int | None = None
     name: str = "global"
     local: bool = False
+    predict: Tensor | None = None
 
 
 class Features(NamedTuple):
-    """Outputs of a backbone for one group of views; normed unless said otherwise."""
+    """Outputs of a backbone for one group of views; normed unless said otherwise.
+
+    A backbone with a predictor (CAPI) drops masked patches: there `patches` holds what is predicted
+    where it predicts, and zeros elsewhere.
+    """
 
     cls: Tensor  # [B, D]
     registers: Tensor  # [B, R, D]
     patches: Tensor  # [B, N, D]
-    prenorm: Tensor  # [B, 1 + R + N, D], before the final norm
+    prenorm: Tensor  # [B, 1 + R + N, D], before the final norm; CAPI has no CLS token: [B, R + N, D]
 
 
 class Backbone(nn.Module):
@@ -51,10 +59,71 @@ class Backbone(nn.Module):
     Attributes:
         width: D.
         patch: side of a patch in pixels (ConvNeXt: its total stride).
+        channels: C.
+        blocks: the parts that are compiled, sharded and checkpointed one by one, in order; each
+            has a switch `checkpoint`.
     """
 
     width: int
     patch: int
+    channels: int
+    blocks: nn.ModuleList
 
     def forward(self, views: list[Views], draws: Draws | None = None) -> list[Features]:
+        """Features of each group of views.
+
+        Raises:
+            UserError: if pictures are no multiple of the patch or have other channels.
+            ValueError: if draws are needed and not given, or masks do not fit the grid.
+        """
         raise NotImplementedError
+
+    def intermediate_layers(
+        self, images: Tensor, layers: int | Sequence[int] = 1, *, norm: bool = True
+    ) -> list[Features]:
+        """Features after several layers, without masks or anything drawn.
+
+        Under FSDP2, name it to `register_fsdp_forward_method` first.
+
+        Args:
+            images: [B, C, H, W].
+            layers: that many last layers, or the 0-based numbers of layers, in rising order.
+                Layers are blocks (ConvNeXt: stages).
+            norm: whether the final norm is applied, to every one of them (ConvNeXt: to the last).
+
+        Raises:
+            UserError: as `forward`.
+            ValueError: if there is no such layer.
+        """
+        raise NotImplementedError
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patches down and across of pictures [B, C, H, W].
+
+        Raises:
+            UserError: if a side is no multiple of the patch, or the channels are not the model's.
+        """
+        channels, height, width = images.shape[1:]
+        if channels != self.channels:
+            raise UserError(
+                f"pictures have {channels} channels, the model takes {self.channels}",
+                fix="set the model's `channels` or convert the pictures",
+            )
+        if height % self.patch or width % self.patch or not height or not width:
+            raise UserError(
+                f"a picture of {height}x{width} pixels does not divide into patches of {self.patch}",
+                fix=f"choose a height and a width that are multiples of {self.patch}",
+            )
+        return height // self.patch, width // self.patch
+
+
+def wanted_layers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """0-based numbers of layers: the last so many of `depth`, or those named.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    wanted = list(range(depth - layers, depth)) if isinstance(layers, int) else list(layers)
+    if not wanted or min(wanted) < 0 or max(wanted) >= depth:
+        raise ValueError(f"there is no such layer in {wanted}: there are {depth}")
+    return wanted

@@ -5,7 +5,7 @@ accumulation: first the teachers run over all micro-batches and each term makes 
 (`Term.targets`, no gradient); then each micro-batch is trained on (`Term.forward`).
 
 Legend: V views, b samples of this rank's micro-batch, N patches, D width, K prototypes,
-M masked patches of the micro-batch. Tensors are crop-major: [V, b, ...].
+M masked and P predicted patches of the micro-batch. Tensors are crop-major: [V, b, ...].
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-Tokens = Literal["cls", "patches", "masked"]
+from scholarch.config.schedule import Schedule
+
+ALWAYS_ONE = Schedule.parse(1.0)
+
+Tokens = Literal["cls", "patches", "masked", "predicted"]
 
 
 class Output(NamedTuple):
@@ -28,7 +32,8 @@ class Output(NamedTuple):
         view: name of the views it is computed on, such as "global".
         tokens: "cls" gives [V, b, D], "patches" [V, b, N, D], "masked" [M, D]: the patches at the
             masked positions of `view`, flattened in [V, b, N] order (of teachers too, which
-            themselves see the unmasked picture).
+            themselves see the unmasked picture), "predicted" [P, D]: the same at the predicted
+            positions; a student with a predictor gives the predictor's outputs there.
         head: name of the projection head applied to it, D becoming K; None: backbone features
             after the final norm.
     """
@@ -50,6 +55,8 @@ class Share:
             micro-batch; ranks follow one another in position order.
         views: number of views by name.
         masks: by view name [V, b, N] bool, True = masked; absent where the view has no masks.
+        predicted: by view name [V, b, N] bool, True = predicted; absent where it equals `masks`.
+        grids: by view name (h, w) with N = h * w, row-major; absent: a square grid.
         group: the ranks that share the global batch; None for one process.
     """
 
@@ -59,6 +66,8 @@ class Share:
     micro_batch: tuple[int, int]
     views: Mapping[str, int]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    predicted: Mapping[str, Tensor] = field(default_factory=dict)
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     group: ProcessGroup | None = None
 
 
@@ -74,12 +83,32 @@ class TermValue(NamedTuple):
     drawn: dict[str, Tensor]
 
 
+class Trained(NamedTuple):
+    """Parameters that belong to a term and are trained beside the student's.
+
+    Attributes:
+        modules: modules of the term that hold them; each is called as a whole, so it can be
+            sharded. Their gradients are summed over ranks; they have no teacher and no clipping.
+        learning_rate: of AdamW; absolute, not scaled with the batch.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+    """
+
+    modules: Sequence[nn.Module]
+    learning_rate: Schedule
+    weight_decay: float
+    betas: tuple[float, float]
+
+
 class Term(nn.Module, ABC):
-    """One named term of the objective. Buffers (a centre) are saved with the run.
+    """One named term of the objective. Buffers (a centre) and parameters are saved with the run.
 
     A subclass is built from its options alone, `Term(options, name)`, where options is a frozen
     keyword-only dataclass with `kind: Literal[...]`, `weight: Schedule` and `teacher: str | None`.
+    Outputs of a view that the recipe does not have (no local crops) are left out, not zero-sized.
     """
+
+    Options: ClassVar[type[Any]]
 
     def __init__(self, options: Any, name: str) -> None:
         super().__init__()
@@ -94,16 +123,33 @@ class Term(nn.Module, ABC):
         """The outputs of `options.teacher` that `targets` reads."""
         return ()
 
+    def allocate(self, widths: Mapping[Output, int], seed: int) -> None:
+        """Makes the buffers and parameters that depend on the widths of the outputs (a centre).
+
+        Called once, before the state is loaded and before the first step; what it makes is fully
+        initialised, from draws keyed by `seed` and the term's name.
+
+        Args:
+            widths: last dimension (K, or D without a head) of each output of `student_outputs` and
+                `teacher_outputs`.
+        """
+
+    def trained(self) -> Trained | None:
+        """The term's own parameters (CAPI's clustering), after `allocate`; None: it has none."""
+        return None
+
     def smallest_batch(self) -> int:
         """The smallest global batch this term means anything for (KoLeo: 2)."""
         return 1
 
-    def group_size(self, global_batch: int) -> int:
+    def group_size(self, global_batch: int) -> int:  # noqa: ARG002
         """Samples that must share a micro-batch, in global order (KoLeo groups); 1 when free."""
         return 1
 
     def targets(
-        self, teacher: Sequence[Mapping[Output, Tensor]], shares: Sequence[Share]
+        self,
+        teacher: Sequence[Mapping[Output, Tensor]],  # noqa: ARG002
+        shares: Sequence[Share],
     ) -> Sequence[Any]:
         """Targets of each micro-batch from the teacher's outputs on all of them; no gradient."""
         return [None for _ in shares]

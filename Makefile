@@ -1,0 +1,54 @@
+# Every target sets up what it needs; a second call finds it there. `make help` lists the targets.
+# PYTHON=/path/to/python3.12 names the Python to use; ARGS="..." goes to the target's command.
+
+READY := .venv/.ready
+BIN := .venv/bin
+PYTHON ?=
+ARGS ?=
+
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test check format cluster-test bench docs
+
+##@ Use
+demo: $(READY) ## pretrain on handwritten digits: 2 cores, some minutes
+	@$(BIN)/scholarch pretrain --recipe demo/digits $(ARGS)
+
+setup: $(READY) ## only install: uv in .tools/, all else in .venv/
+
+##@ Work on it
+test: $(READY) ## all tests but those that need a cluster
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not cluster" $(ARGS)
+
+check: $(READY) ## lint, format, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## write what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(READY) ## check links and commands of the documentation
+	@$(BIN)/pytest tests/test_docs.py $(ARGS)
+
+##@ Need more
+cluster-test: $(READY) ## tests on a real Kubernetes; they come with the operator
+	@$(BIN)/pytest -m cluster $(ARGS); code=$$?; \
+	if [ $$code -eq 5 ]; then echo "There are no cluster tests yet: they come with the operator."; \
+	else exit $$code; fi
+
+bench: $(READY) ## benchmarks, side by side
+	@ran=; for file in benchmarks/*.py; do \
+	if [ -e "$$file" ]; then ran=yes; $(BIN)/python "$$file" $(ARGS) || exit; fi; done; \
+	if [ -z "$$ran" ]; then echo "There are no benchmarks yet."; fi
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml uv.lock .ci/setup .ci/bring_uv.py
+	@PYTHON="$(PYTHON)" .ci/setup
+	@touch $@

@@ -1,0 +1,199 @@
+"""What a run will do, decided and checked by all processes before anything is written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scholarch.cli.pretrain import DEFAULT_RECIPE
+from scholarch.config.load import merge, parse_override, parse_yaml, plain
+from scholarch.config.resolve import differences, may_change
+from scholarch.config.schema import Recipe
+from scholarch.data.catalog import open_source
+from scholarch.data.source import Source
+from scholarch.data.split import Subset, holdout
+from scholarch.data.statistics import ScanReport, scan
+from scholarch.errors import UserError
+from scholarch.training import autos
+from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
+from scholarch.training.distributed import World
+from scholarch.training.preflight import Preflight, check
+from scholarch.training.recipe import load_recipe, recipe_from
+
+RECIPE = "recipe.yaml"
+STATE = "run.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line.
+
+    Attributes:
+        recipe: name or file; None: the run's own on resume, else the default.
+        overrides: `key.path=value`.
+        run: the run's folder; None: a new one is named.
+        resume: go on from the newest checkpoint.
+        restarted: an elastic launcher started this process again: resume if there is a checkpoint.
+    """
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    run: Path | None
+    resume: bool
+    restarted: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """The data of a run.
+
+    Attributes:
+        train: what the model learns from.
+        held: labelled pictures kept apart for evaluation; None without labels.
+    """
+
+    train: Source
+    held: Source | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        recipe: resolved, without `auto`.
+        split: the data.
+        run: its folder.
+        start: the checkpoint to go on from; None: from the beginning.
+        preflight: the table and the layout.
+    """
+
+    recipe: Recipe
+    split: Split
+    run: Path
+    start: Checkpoint | None
+    preflight: Preflight
+
+
+def split_of(recipe: Recipe) -> Split:
+    """Opens the recipe's data and keeps the labelled share apart.
+
+    Raises:
+        UserError: when there is no such data.
+    """
+    source = open_source(recipe.data.source, recipe.data.labels)
+    if source.classes is None or recipe.data.holdout == 0:
+        return Split(source, None)
+    train, held = holdout(source, recipe.data.holdout, recipe.seed)
+    return Split(Subset(source, train), Subset(source, held))
+
+
+def make_plan(request: Request, world: World) -> Plan:
+    """Decides and checks; nothing is written.
+
+    Raises:
+        UserError: on all processes, whichever of them met the mistake.
+    """
+    asked = world.agree(lambda: _asked_recipe(request))
+    split = world.agree(lambda: split_of(asked))
+    run = world.from_first(request.run or _new_run(asked))
+    found = world.agree(lambda: _resolve_on_first(asked, split, world))
+    data, look = world.from_first(found)
+    recipe = recipe_from(data, where=f"recipe {asked.name}")
+    world.agree(lambda: _same_data(split, world.from_first(split.train.fingerprint())))
+    start = world.from_first(world.agree(lambda: _start(request, run, data, split, world)))
+    preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
+    return Plan(recipe, split, run, start, preflight)
+
+
+def _asked_recipe(request: Request) -> Recipe:
+    if request.run is not None and (request.resume or request.restarted):
+        saved = request.run / RECIPE
+        if request.recipe is None and saved.is_file():
+            data = parse_yaml(saved.read_text())
+            for text in request.overrides:
+                data = merge(data, parse_override(text))
+            return recipe_from(data, where=str(saved))
+    return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides)
+
+
+def _new_run(recipe: Recipe) -> Path:
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _resolve_on_first(recipe: Recipe, split: Split, world: World) -> tuple[dict[str, Any], ScanReport] | None:
+    if not world.first:
+        return None
+    resolved = autos.resolve(
+        recipe, split.train, world_size=world.size, local_size=world.local_size
+    )
+    channels = resolved.data.channels
+    look = scan(split.train, channels=channels if isinstance(channels, int) else None, at_most=256)
+    look.require_good(f"data={recipe.data.source}")
+    return plain(resolved), look
+
+
+def _same_data(split: Split, first: str) -> None:
+    if split.train.fingerprint() != first:
+        raise UserError(
+            "this process sees other pictures than the first one",
+            where="data",
+            fix="give all nodes the same folder or a shared file system",
+        )
+
+
+def _start(
+    request: Request, run: Path, data: Mapping[str, Any], split: Split, world: World
+) -> Checkpoint | None:
+    """Where to go on from; refuses to mix two runs in one folder."""
+    if not world.first:
+        return None
+    folder = run / "checkpoints"
+    if not (request.resume or request.restarted):
+        if committed(folder) or (run / RECIPE).exists():
+            raise UserError(
+                "this folder already holds a run",
+                where=str(run),
+                fix="add --resume to go on with it, or name another folder with --run",
+            )
+        return None
+    if not (run / RECIPE).is_file():
+        if request.restarted:
+            return None
+        raise UserError(
+            "there is no run to resume",
+            where=str(request.run or "--resume"),
+            fix="name the run's folder with --run; leave --resume out to begin a new one",
+        )
+    refuse_changes(parse_yaml((run / RECIPE).read_text()), data, run)
+    state = json.loads((run / STATE).read_text())
+    if state["data"] != split.train.fingerprint():
+        raise UserError(
+            f"the data has changed since the run began ({state['pictures']} pictures then, {len(split.train)} now)",
+            where=f"data={data['data']['source']}",
+            fix="restore the data, or begin a new run",
+        )
+    return newest_whole(folder)
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Compares the recipe of a run with the one it is to be resumed with.
+
+    Raises:
+        UserError: listing the keys that differ and may not.
+    """
+    lines = [
+        f"  - {key}: {before!r} -> {after!r}"
+        for key, (before, after) in differences(saved, now).items()
+        if not may_change(key)
+    ]
+    if lines:
+        raise UserError(
+            "the recipe differs from the one the run began with\n" + "\n".join(lines),
+            where=str(run / RECIPE),
+            fix="resume without these changes, or begin a new run with them",
+        )

@@ -1,0 +1,41 @@
+"""`scholarch pretrain`: from a recipe and pictures to a registered model and a report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+DEFAULT_RECIPE = "demo/pictures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"a name of `scholarch recipes` or a YAML file (default: {DEFAULT_RECIPE})"
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="where everything of the run goes (default: runs/NAME-TIME)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="such as data=FOLDER or training.steps=1000"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; gives the exit code."""
+    from scholarch.cli.session import Request, Session
+    from scholarch.training.distributed import world
+
+    # An elastic restart goes on where the last commit was.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    request = Request(
+        recipe=arguments.recipe,
+        overrides=tuple(arguments.overrides),
+        run=arguments.run,
+        resume=arguments.resume,
+        restarted=restarted,
+    )
+    with world() as processes:
+        return Session(request, processes).run()

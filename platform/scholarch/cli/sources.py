@@ -1,0 +1,87 @@
+"""What a person names as MODEL: a run, an exported backbone, or a registered version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from scholarch.config.load import parse_yaml
+from scholarch.config.schema import Recipe
+from scholarch.errors import UserError
+from scholarch.models import BackboneOptions
+from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, load_backbone
+from scholarch.training.checkpoint import newest_whole, teacher_weights
+from scholarch.training.recipe import recipe_from
+
+EXPORT = "export"
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with what it needs to be used elsewhere.
+
+    Attributes:
+        options: of the backbone.
+        weights: whole tensors by name.
+        preprocessing: what pictures need.
+        data: the recipe's data source, where known.
+        origin: where it came from, in words.
+    """
+
+    options: BackboneOptions
+    weights: Mapping[str, Tensor]
+    preprocessing: Preprocessing
+    data: str | None
+    origin: str
+
+
+def exported_teacher(recipe: Recipe) -> str:
+    """Name of the teacher whose backbone a run gives away: the first moving average."""
+    return next((n for n, t in recipe.teachers.items() if t.weights == "ema"), next(iter(recipe.teachers)))
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """What a resolved recipe says of pictures."""
+    size, mean, std = recipe.evaluation.size, recipe.data.mean, recipe.data.std
+    assert isinstance(size, int)
+    assert not isinstance(mean, str)
+    assert not isinstance(std, str)
+    return Preprocessing(size=size, mean=mean, std=std)
+
+
+def open_model(name: str) -> Model:
+    """The backbone that `name` stands for.
+
+    Args:
+        name: a run's folder (its newest whole checkpoint), a folder with an exported backbone, or
+            an address of the registry such as `models:/demo-digits@candidate`.
+
+    Raises:
+        UserError: if there is no such thing, or it is damaged.
+    """
+    if name.startswith("models:/"):
+        from scholarch.registry.models import download
+
+        return _exported(download(name), name)
+    folder = Path(name)
+    if (folder / OPTIONS_NAME).is_file():
+        return _exported(folder, name)
+    if not (folder / RECIPE).is_file():
+        what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
+        raise UserError(what, where=name, fix="name a run's folder, an export folder, or models:/NAME@ALIAS")
+    recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
+    checkpoint = newest_whole(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError("has no whole checkpoint yet", where=name, fix="let it train on, or name another run")
+    weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
+    origin = f"{folder.name}, step {checkpoint.step}"
+    return Model(recipe.model, weights, preprocessing_of(recipe), recipe.data.source, origin)
+
+
+def _exported(folder: Path, name: str) -> Model:
+    backbone, preprocessing = load_backbone(folder)
+    return Model(backbone.options, backbone.state_dict(), preprocessing, None, name)

@@ -1,0 +1,215 @@
+"""Finds a recipe, merges `extends` and overrides, validates it, and says every mistake in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scholarch.config.names import known_keys
+from scholarch.config.schema import Kinds, Recipe, recipe_type, written_out
+from scholarch.errors import UserError
+
+RECIPES = resources.files("scholarch.config") / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-4 for a string; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML with numbers such as 1e-4 read as numbers.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    root = Path(str(RECIPES))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    text: str
+
+
+def _find(name: str) -> _Found:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(
+                f"no recipe file {name}", fix="give a YAML file, or a name of `scholarch recipes`"
+            )
+        return _Found(path.stem, path.read_text())
+    if name in recipe_names():
+        return _Found(name, (Path(str(RECIPES)) / f"{name}.yaml").read_text())
+    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown recipe {name!r}", fix=f"{hint}`scholarch recipes` lists all")
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it: mappings are merged, null removes a key, the rest replaces."""
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_recipe(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe as plain data, with what it `extends` merged in, not yet validated.
+
+    Args:
+        name: name of a recipe of the package, or the path of a YAML file.
+
+    Raises:
+        UserError: unknown name, no mapping, or recipes that extend one another in a circle.
+    """
+    found = _find(name)
+    try:
+        data = parse_yaml(found.text)
+    except yaml.YAMLError as error:
+        raise UserError(f"this is not YAML: {error}", where=name, fix="mend the file") from None
+    if not isinstance(data, dict):
+        raise UserError(
+            "a recipe is a mapping of sections",
+            where=name,
+            fix="start from `scholarch recipes show demo/digits`",
+        )
+    base = data.pop("extends", None)
+    if base is not None:
+        if base in (*seen, name):
+            raise UserError(
+                f"recipes extend one another in a circle: {' -> '.join((*seen, name, base))}", where=name
+            )
+        data = merge(read_recipe(base, (*seen, name)), data)
+    data["name"] = data.get("name") if base is None and "name" in data else found.name
+    return data
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=value` as {a: {b: value}}, the value read as YAML.
+
+    Raises:
+        UserError: if it is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise UserError(f"{text!r} is no override", fix="write key.path=value, such as training.steps=500")
+    try:
+        # A path may hold characters that YAML reads as something else.
+        nested: Any = value if key in ("data", "data.source") else parse_yaml(value)
+    except yaml.YAMLError:
+        nested = value
+    first, *rest = key.split(".")
+    for part in reversed(rest):
+        nested = {part: nested}
+    return {first: nested}
+
+
+def load_recipe(name: str, overrides: Sequence[str], kinds: Kinds) -> Recipe:
+    """The recipe `name` with `overrides`, validated, its schedules resolved to steps.
+
+    Raises:
+        UserError: with every mistake at once.
+    """
+    data = read_recipe(name)
+    for text in overrides:
+        data = merge(data, parse_override(text))
+    return validate(data, kinds, where=f"recipe {name}")
+
+
+def validate(data: Mapping[str, Any], kinds: Kinds, where: str) -> Recipe:
+    """Checks plain data against the schema and resolves its schedules.
+
+    Raises:
+        UserError: with every mistake at once.
+    """
+    schema = recipe_type(kinds)
+    try:
+        # JSON mode: strict about numbers and strings, but a list may stand for a tuple.
+        recipe = schema.model_validate_json(json.dumps(written_out(data)))
+        return resolve_schedules(recipe)
+    except ValidationError as error:
+        lines = _in_plain_words(schema, error)
+    except TypeError as error:
+        lines = [str(error)]
+    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+    raise UserError(f"{count}\n" + "\n".join(f"  - {line}" for line in lines), where=where)
+
+
+def _in_plain_words(schema: type[Recipe], error: ValidationError) -> list[str]:
+    """One line for each key; what the members of a union say of it is joined by "or"."""
+    by_path: dict[str, list[str]] = {}
+    for problem in error.errors():
+        path, known = known_keys(schema, problem["loc"])
+        message = _message(path, known, dict(problem))
+        if message not in by_path.setdefault(path, []):
+            by_path[path].append(message)
+    return [
+        f"{path}: {' or '.join(words)}" if path else " or ".join(words) for path, words in by_path.items()
+    ]
+
+
+def _message(path: str, known: Sequence[str], problem: Mapping[str, Any]) -> str:
+    kind = problem["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(path.rpartition(".")[2], known, n=1, cutoff=0.5)
+        return (
+            f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(known)}"
+        )
+    if kind.startswith("missing"):
+        return "missing"
+    if kind == "union_tag_invalid":
+        return f"no such kind: {problem['ctx']['tag']!r}; there are: {problem['ctx']['expected_tags']}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    return message[:1].lower() + message[1:] + shown
+
+
+def resolve_schedules(recipe: Recipe) -> Recipe:
+    """The recipe with every schedule in steps of this run.
+
+    Raises:
+        UserError: naming the key of a schedule that does not fit the run.
+    """
+    from scholarch.config.resolve import map_schedules
+
+    return map_schedules(recipe, recipe.training.steps)
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data that `validate` takes back unchanged."""
+    data: dict[str, Any] = json.loads(recipe.model_dump_json())
+    return data
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, whole and in the schema's order."""
+    return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True, width=100)

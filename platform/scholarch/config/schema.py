@@ -1,0 +1,231 @@
+"""The recipe's schema: strict pydantic models, one section each.
+
+A method is data: model, heads, views, masks, teachers, terms and schedules. The kinds that a layer
+above owns (backbones, terms, views, ...) bring their own option dataclasses; `recipe_type` joins
+them to the sections here, so that one validation names every mistake at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
+from scholarch.config.schedule import Length, Schedule
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and coercions are errors; instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class DataSection(Section):
+    """Where pictures come from and how they are normalised."""
+
+    source: str = Field(min_length=1, description="`digits`, `photos`, or a folder of pictures")
+    labels: Literal["auto", "none", "folders"] = "auto"
+    channels: Annotated[int, Field(ge=1)] | Auto = "auto"
+    mean: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
+    std: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
+    holdout: float = Field(0.2, ge=0, lt=1, description="share of a labelled source kept for evaluation")
+
+
+class RefreshSection(Section):
+    """When a snapshot teacher is copied again (reference.md section 3.7)."""
+
+    first: int = Field(ge=0)
+    every: int = Field(ge=1)
+    at_most: int | None = Field(None, ge=1)
+
+
+class TeacherSection(Section):
+    """A teacher: what its weights are and which views it sees."""
+
+    weights: Literal["ema", "snapshot", "frozen"] = "ema"
+    momentum: Schedule = Schedule.parse(0.996)
+    of: str = "ema"
+    refresh: RefreshSection | None = None
+    checkpoint: str | None = None
+    sees: tuple[str, ...] = ("global",)
+
+
+class LrScaling(Section):
+    """Multiplies the whole learning-rate schedule by a function of the global batch."""
+
+    rule: Literal["none", "sqrt", "linear"] = "none"
+    reference_batch: int = Field(1024, ge=1)
+
+
+class OptimizerSection(Section):
+    """AdamW and its parameter groups (reference.md section 4.1)."""
+
+    lr: Schedule
+    lr_scaling: LrScaling = LrScaling()
+    weight_decay: Schedule = Schedule.parse(0.04)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    patch_embed_lr: float = Field(1.0, ge=0, description="multiplier of the patch embedding's learning rate")
+    freeze_prototypes: Length = Field(
+        0, description="steps, or share of the run, that prototypes do not move"
+    )
+    clip: float | None = Field(3.0, gt=0, description="L2 norm, separately for the backbone and each head")
+
+    @field_validator("freeze_prototypes")
+    @classmethod
+    def _not_rest(cls, value: Length) -> Length:
+        if value == "rest":
+            raise ValueError("must be a number of steps or a share in [0, 1]")
+        return value
+
+
+class TrainingSection(Section):
+    """The length, size and execution of a run."""
+
+    steps: int = Field(ge=1)
+    global_batch: int = Field(ge=1)
+    micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
+    keep_checkpoints: int = Field(3, ge=1)
+    log_every: Annotated[int, Field(ge=1)] | Auto = "auto"
+
+
+class EvaluationSection(Section):
+    """What is measured while a run trains."""
+
+    every: Annotated[int, Field(ge=1)] | Auto = "auto"
+    neighbours: int = Field(20, ge=1, description="k of the k-NN vote (reference.md section 9.1)")
+    temperature: float = Field(0.07, gt=0)
+    size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    at_most: int = Field(10_000, ge=2, description="pictures of each split that are embedded")
+
+
+class Recipe(Section):
+    """A whole recipe. Sections typed Any here get their owner's option types by `recipe_type`."""
+
+    name: str = ""
+    about: str = ""
+    seed: int = Field(0, ge=0)
+    data: DataSection
+    model: Any
+    heads: dict[str, Any]
+    views: dict[str, Any]
+    masks: dict[str, Any] = {}
+    teachers: dict[str, TeacherSection]
+    terms: dict[str, Any] = Field(min_length=1)
+    optimizer: OptimizerSection
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    registered_name: str | Auto = "auto"
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        problems = [*_unknown_teachers(self), *_unknown_views(self), *_unknown_heads(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def written_out(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The short forms of a recipe written out.
+
+    `data: PATH` is `data: {source: PATH}`, and a kind left out is a ViT, a block mask, or a term
+    named as its kind. Done before validation: strict JSON validation would end at a validator
+    that returns Python objects.
+    """
+    whole = dict(data)
+    if isinstance(whole.get("data"), str):
+        whole["data"] = {"source": whole["data"]}
+    if isinstance(whole.get("model"), Mapping):
+        whole["model"] = {"kind": "vit", **whole["model"]}
+    for section, default in (("terms", None), ("masks", "block")):
+        entries = whole.get(section)
+        if isinstance(entries, Mapping):
+            whole[section] = {
+                name: {"kind": default or name, **entry} if isinstance(entry, Mapping) else entry
+                for name, entry in entries.items()
+            }
+    return whole
+
+
+def _one_of(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _unknown_teachers(recipe: Recipe) -> list[str]:
+    return [
+        f"terms.{name}.teacher: no teacher {term.teacher!r}; there are: {_one_of(recipe.teachers)}"
+        for name, term in recipe.terms.items()
+        if getattr(term, "teacher", None) is not None and term.teacher not in recipe.teachers
+    ] + [
+        f"teachers.{name}.of: no teacher {teacher.of!r}; there are: {_one_of(recipe.teachers)}"
+        for name, teacher in recipe.teachers.items()
+        if teacher.weights == "snapshot" and teacher.of not in recipe.teachers
+    ]
+
+
+def _unknown_views(recipe: Recipe) -> list[str]:
+    return [
+        f"teachers.{name}.sees: no view {view!r}; there are: {_one_of(recipe.views)}"
+        for name, teacher in recipe.teachers.items()
+        for view in teacher.sees
+        if view not in recipe.views
+    ] + [
+        f"masks.{view}: no view {view!r}; there are: {_one_of(recipe.views)}"
+        for view in recipe.masks
+        if view not in recipe.views
+    ]
+
+
+def _unknown_heads(recipe: Recipe) -> list[str]:
+    return [
+        f"terms.{name}.head: no head {term.head!r}; there are: {_one_of(recipe.heads)}"
+        for name, term in recipe.terms.items()
+        if getattr(term, "head", None) is not None and term.head not in recipe.heads
+    ]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The option dataclasses of the layers above, by kind."""
+
+    models: Mapping[str, type]
+    terms: Mapping[str, type]
+    masks: Mapping[str, type]
+    head: type
+    view: type
+    extra: Mapping[str, type] = field(default_factory=dict)
+
+
+def _tagged(kinds: Mapping[str, type]) -> Any:
+    options = list(kinds.values())
+    if len(options) == 1:
+        return options[0]
+    return Annotated[reduce(or_, options), Field(discriminator="kind")]
+
+
+def recipe_type(kinds: Kinds) -> type[Recipe]:
+    """The schema with the option types of `kinds` in it."""
+    mappings = {
+        "heads": dict[str, kinds.head],  # type: ignore[name-defined]
+        "views": dict[str, kinds.view],  # type: ignore[name-defined]
+        "masks": dict[str, _tagged(kinds.masks)],  # type: ignore[misc]
+        "terms": dict[str, _tagged(kinds.terms)],  # type: ignore[misc]
+    }
+    fields: dict[str, Any] = {"model": (_tagged(kinds.models), ...)}
+    fields |= {
+        name: (annotation, Field(min_length=1) if name in ("terms", "views") else Field(default_factory=dict))
+        for name, annotation in mappings.items()
+    }
+    return create_model("Recipe", __base__=Recipe, **fields)

@@ -1,0 +1,54 @@
+"""What a rank is given for one micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class MicroBatch:
+    """A rank's samples of one micro-batch.
+
+    Attributes:
+        views: crops by view, [V, b, C, H, W], normalised.
+        masks: by name of the mask, [V, b, N] bool, True = masked.
+        positions: places in the global batch, [b] int64.
+        sample_ids: numbers within the source of the samples used, [b] int64.
+        broken: "name: reason" of each picture that was replaced, once for each time it was due.
+        upscaled: samples whose picture is smaller than the largest crop.
+    """
+
+    views: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    positions: Tensor
+    sample_ids: Tensor
+    broken: list[str] = field(default_factory=list)
+    upscaled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def pin_memory(self) -> MicroBatch:
+        """The same in page-locked memory; called by torch's loader."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MicroBatch:
+        """The same on a device, copied asynchronously where memory is pinned; `dtype` is for the views."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        if dtype is not None:
+            moved.views = {name: tensor.to(dtype) for name, tensor in moved.views.items()}
+        return moved
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        return MicroBatch(
+            views={name: change(tensor) for name, tensor in self.views.items()},
+            masks={name: change(tensor) for name, tensor in self.masks.items()},
+            positions=change(self.positions),
+            sample_ids=change(self.sample_ids),
+            broken=self.broken,
+            upscaled=self.upscaled,
+        )

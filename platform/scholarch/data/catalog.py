@@ -1,0 +1,39 @@
+"""From what the user writes after `data=` to a source."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from scholarch.data.builtin import DigitsSource, PhotosSource
+from scholarch.data.folder import FolderSource
+from scholarch.data.source import Labels, Source
+from scholarch.errors import UserError
+
+BUILTIN: dict[str, Callable[[Labels], Source]] = {"digits": DigitsSource, "photos": PhotosSource}
+"""Sources with a name of their own; a folder that is called so is written `./digits`."""
+
+
+def open_source(url: str, labels: Labels = "auto") -> Source:
+    """The pictures that `url` names: a built-in set or a folder.
+
+    Raises:
+        UserError: if there is nothing there, or nothing that holds a picture.
+    """
+    if url in BUILTIN:
+        return BUILTIN[url](labels)
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        raise UserError(
+            f"{scheme}:// is not supported",
+            where=f"data={url}",
+            fix=f"a folder, or {' or '.join(sorted(BUILTIN))}",
+        )
+    path = Path(rest if separator else url).expanduser()
+    if not url.strip():
+        raise UserError("no data is named", where="data", fix=f"a folder, or {' or '.join(sorted(BUILTIN))}")
+    near = difflib.get_close_matches(url.lower(), sorted(BUILTIN), n=1, cutoff=0.7)
+    if near and not path.exists():
+        raise UserError("there is no such folder", where=f"data={url}", fix=f"did you mean {near[0]}?")
+    return FolderSource(path, labels)

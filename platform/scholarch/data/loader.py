@@ -1,0 +1,229 @@
+"""From the sample stream to the micro-batches of a rank, in worker processes or in this one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from scholarch.data.batch import MicroBatch
+from scholarch.data.decode import to_channels
+from scholarch.data.source import BrokenPicture, Source
+from scholarch.data.stream import SampleStream, rank_positions
+from scholarch.data.views import MultiCrop
+
+_TRIES = 10_000
+"""Broken pictures in a row after which the data, not a picture, is at fault."""
+
+DrawMask = Callable[[int, int, int, tuple[int, int]], np.ndarray]
+"""(step, row, rows in all, (h, w)) -> bool [h * w]; row v * G + p is crop v at position p."""
+
+
+@dataclass(frozen=True)
+class ViewMask:
+    """Masks for the crops of one view.
+
+    Attributes:
+        view: name of the view.
+        draw: makes one crop's mask; picklable.
+        grid: patches of a crop, (h, w).
+    """
+
+    view: str
+    draw: DrawMask
+    grid: tuple[int, int]
+
+
+class StreamDataset(Dataset[MicroBatch]):
+    """Micro-batches by (step, positions): crops, masks and ids, a function of the key alone.
+
+    A picture that cannot be used is replaced by the next good one of the source, and named.
+
+    Args:
+        source: the pictures; as many as the stream has samples.
+        stream: which sample stands where; its seed is the seed of crops too.
+        crops: cuts the views.
+        masks: by the name that the micro-batch gives them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: SampleStream,
+        crops: MultiCrop,
+        masks: Mapping[str, ViewMask] | None = None,
+    ) -> None:
+        if len(source) != stream.samples:
+            raise ValueError(f"the source has {len(source)} pictures, the stream {stream.samples} samples")
+        self.source, self.stream, self.crops = source, stream, crops
+        self.masks = dict(masks or {})
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> MicroBatch:
+        """The micro-batch of a step's positions, an int64 array in increasing order (empty: no samples)."""
+        step, positions = key
+        views = self.crops.empty(len(positions))
+        ids = self._due(step, positions)
+        broken: list[str] = []
+        upscaled = 0
+        for row, position in enumerate(positions.tolist()):
+            ids[row], picture = self._read(int(ids[row]), broken)
+            upscaled += min(picture.shape[1:]) < self.crops.largest
+            self.crops.fill(views, row, picture, self.stream.seed, step, position)
+        return MicroBatch(
+            views=views,
+            masks={name: self._mask(mask, step, positions) for name, mask in self.masks.items()},
+            positions=torch.from_numpy(positions.copy()),
+            sample_ids=torch.from_numpy(ids),
+            broken=broken,
+            upscaled=upscaled,
+        )
+
+    def _due(self, step: int, positions: np.ndarray) -> np.ndarray:
+        if len(positions) == 0:
+            return np.empty(0, dtype=np.int64)
+        first = int(positions[0])
+        ids: np.ndarray = self.stream.ids(step, first, int(positions[-1]) + 1)[positions - first]
+        return ids
+
+    def _read(self, index: int, broken: list[str]) -> tuple[int, Tensor]:
+        """The picture at `index` or the next good one, and its number."""
+        tries = min(_TRIES, len(self.source))
+        for _ in range(tries):
+            try:
+                picture = self.source.read(index)
+                return index, to_channels(picture, self.crops.channels, self.source.name(index))
+            except BrokenPicture as problem:
+                broken.append(str(problem))
+                index = (index + 1) % len(self.source)
+        raise RuntimeError(f"{tries} pictures in a row cannot be used; the last: {broken[-1]}")
+
+    def _mask(self, mask: ViewMask, step: int, positions: np.ndarray) -> Tensor:
+        crops, batch = self.crops.views[mask.view].crops, self.stream.global_batch
+        drawn = torch.empty(crops, len(positions), mask.grid[0] * mask.grid[1], dtype=torch.bool)
+        for view in range(crops):
+            for row, position in enumerate(positions.tolist()):
+                cells = mask.draw(step, view * batch + position, crops * batch, mask.grid)
+                drawn[view, row] = torch.from_numpy(np.asarray(cells).reshape(-1))
+        return drawn
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class StepLoader:
+    """For each step from `start_step` to before `end_step`, this rank's micro-batches.
+
+    The results do not depend on `workers`. Workers are forked by a server process that has imported
+    torch, not by this one: threads in this process are safe, and a worker starts in milliseconds.
+    A script that uses workers must therefore start its work below `if __name__ == "__main__":`.
+
+    Args:
+        dataset: makes the micro-batches.
+        micro_batches: parts of the global batch; they must divide it.
+        rank, world: this process among those that share the global batch.
+        workers: processes that decode and crop; 0: this one does.
+        ahead: micro-batches that each worker prepares in advance.
+        pin_memory: copy into page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: StreamDataset,
+        *,
+        start_step: int,
+        end_step: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        ahead: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.steps = range(start_step, end_step)
+        self.shares = rank_positions(dataset.stream.global_batch, micro_batches, rank, world)
+        self.workers, self.ahead, self.pin_memory = workers, ahead, pin_memory
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        """Yields the micro-batches of one step at a time; closing the iterator ends the workers.
+
+        Raises:
+            RuntimeError: if a worker dies, or the data cannot be read any more.
+        """
+        keys = _Keys(self.steps, self.shares)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=keys,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            prefetch_factor=self.ahead if self.workers else None,
+            pin_memory=self.pin_memory,
+            multiprocessing_context=_fork_server() if self.workers else None,
+            # Its own, so that torch's global generator is left alone.
+            generator=torch.Generator(),
+        )
+        with closing(_supervised(iter(loader))) as batches:
+            for _ in self.steps:
+                yield [next(batches) for _ in self.shares]
+
+
+class _Keys:
+    """(step, positions) of every micro-batch, in order."""
+
+    def __init__(self, steps: range, shares: list[np.ndarray]) -> None:
+        self.steps, self.shares = steps, shares
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.shares)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return ((step, share) for step in self.steps for share in self.shares)
+
+
+def prepare_workers() -> None:
+    """Starts the server that forks workers, and returns at once: its imports take seconds, so a program
+    that will use workers calls this first and builds its model meanwhile."""
+    _fork_server()
+    multiprocessing.forkserver.ensure_running()
+
+
+def _fork_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scholarch.data.fork_server"])
+    return context
+
+
+_CAUSES = {
+    signal.SIGKILL: "; out of memory is the usual cause: give the process more, or set training.workers lower",
+    signal.SIGBUS: "; shared memory is full: enlarge /dev/shm, or set training.workers=0",
+}
+
+
+def _supervised(batches: Iterator[MicroBatch]) -> Generator[MicroBatch, None, None]:
+    """`batches`, with a worker's death told in plain words."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        # Torch keeps its workers to itself and, under a fork server, does not learn how they ended.
+        codes = [worker.exitcode for worker in getattr(batches, "_workers", ())]
+        code = next((code for code in codes if code), None)
+        if code is None:
+            raise
+        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        raise RuntimeError(
+            f"a data worker died: {how}{_CAUSES.get(-code, '; its own message stands above')}"
+        ) from error

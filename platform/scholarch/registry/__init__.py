@@ -1,0 +1,1 @@
+"""Runs and models in MLflow, which is imported inside functions only."""

@@ -1,0 +1,90 @@
+"""The model card: what a registered model is, what it was made from, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scholarch.registry.outbox import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the card of a model says.
+
+    Attributes:
+        recipe: name of the recipe.
+        summary: one or two sentences for people who do not know the recipe.
+        licence: of the weights; empty: said to be not stated.
+        data: what it was trained on.
+        evaluations: values by slash-separated names, such as `evaluation/knn`.
+        facts: further rows, such as steps, pictures seen, hardware, code version.
+    """
+
+    recipe: str
+    summary: str = ""
+    licence: str = ""
+    data: Sequence[Data] = ()
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def card_text(card: Card, name: str, alias: str | None, width: int, size: int) -> str:
+    """The card in Markdown.
+
+    Args:
+        card: what it says.
+        name: the registered model's name.
+        alias: that the model is loaded by; None: its latest version.
+        width: D, numbers in an embedding.
+        size: side in pixels of what the backbone sees of a picture.
+    """
+    address = f"models:/{name}@{alias}" if alias else f"models:/{name}/latest"
+    facts = {
+        "Recipe": f"`{card.recipe}`",
+        "Gives": f"{width} numbers for a picture (CLS token), or for each of its patches",
+        "Sees": f"the central {size} x {size} pixels after resizing",
+        **card.facts,
+    }
+    parts = [
+        f"# {name}",
+        card.summary or "A vision backbone, trained on pictures without labels by scholarch.",
+        _table(("", ""), list(facts.items())),
+        "## Load it",
+        f"""```python
+import mlflow, pandas
+model = mlflow.pyfunc.load_model("{address}")
+embeddings = model.predict(pandas.DataFrame({{"image": [open("picture.jpg", "rb").read()]}}))  # [1, {width}]
+```""",
+        'Add `params={"return": "patches"}` for patch features. Weights alone: `data/backbone.safetensors`.',
+        "## Data",
+        _data_table(card.data),
+        "## Evaluation",
+        _evaluation_table(card.evaluations),
+        "## Licence",
+        card.licence or "Not stated. Ask whoever trained it before you pass it on.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data_table(data: Sequence[Data]) -> str:
+    rows = [
+        (
+            item.name,
+            item.source,
+            ", ".join(f"{count:,} {what}" for what, count in item.counts.items()),
+            f"`{item.fingerprint[:16]}`",
+        )
+        for item in data
+    ]
+    return _table(("Name", "Source", "Counts", "Fingerprint"), rows) if rows else "Not recorded."
+
+
+def _evaluation_table(evaluations: Mapping[str, float]) -> str:
+    rows = [(name.removeprefix("evaluation/"), f"{value:.4g}") for name, value in evaluations.items()]
+    return _table(("Measure", "Value"), rows) if rows else "Not evaluated."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,1 @@
+"""The one trainer: learner, parallelism, optimizer groups, checkpoints, health, launcher."""

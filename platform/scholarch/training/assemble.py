@@ -1,0 +1,119 @@
+"""From a resolved recipe to the objects of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from scholarch.config.schema import Recipe
+from scholarch.data.loader import MicroBatch, StepLoader, StreamDataset, ViewMask
+from scholarch.data.options import ViewOptions, resolve_views
+from scholarch.data.source import Source
+from scholarch.data.stream import SampleStream
+from scholarch.data.views import MultiCrop
+from scholarch.draws import generator
+from scholarch.objectives import MASKS, TERMS
+from scholarch.objectives.term import Output, Term
+from scholarch.training.distributed import World
+from scholarch.training.layout import Layout
+from scholarch.training.learner import Learner
+from scholarch.training.networks import Execution, Network, build_network, materialise
+
+
+def build_terms(recipe: Recipe) -> dict[str, Term]:
+    """The recipe's terms by name, without their buffers."""
+    return {name: TERMS[options.kind](options, name) for name, options in recipe.terms.items()}
+
+
+def teacher_heads(recipe: Recipe, teacher: str, terms: Mapping[str, Term]) -> dict[str, Any]:
+    """Options of the heads that terms read of a teacher."""
+    read = {
+        output.head
+        for term in terms.values()
+        if term.options.teacher == teacher
+        for output in term.teacher_outputs()
+    }
+    return {name: options for name, options in recipe.heads.items() if name in read}
+
+
+def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, dict[str, Network]]:
+    """The student and the teachers on the meta device."""
+    student = build_network(recipe.model, recipe.heads)
+    teachers = {
+        name: build_network(recipe.model, teacher_heads(recipe, name, terms)) for name in recipe.teachers
+    }
+    return student, teachers
+
+
+def execution(recipe: Recipe, world: World) -> Execution:
+    """How the recipe's networks are carried out on this world."""
+    return Execution(
+        device=world.device,
+        precision=recipe.training.precision,
+        mesh=world.mesh,
+        compile=recipe.training.compile,
+        activation_checkpointing=recipe.training.activation_checkpointing,
+    )
+
+
+def build_learner(recipe: Recipe, world: World) -> Learner:
+    """Student, teachers (equal to the student at the start) and terms, with memory and shards."""
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    how = execution(recipe, world)
+    materialise(student, how, recipe.seed, trained=True)
+    for teacher in teachers.values():
+        materialise(teacher, how, recipe.seed, trained=False)
+    for term in terms.values():
+        outputs = [*term.student_outputs(), *term.teacher_outputs()]
+        term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+        term.to(world.device)
+    return Learner(
+        student,
+        teachers,
+        {name: options.sees for name, options in recipe.teachers.items()},
+        terms,
+        seed=recipe.seed,
+        group=world.group,
+    )
+
+
+def _width(recipe: Recipe, student: Network, output: Output) -> int:
+    return student.backbone.width if output.head is None else int(recipe.heads[output.head].prototypes)
+
+
+def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
+    """Crops and masks of every step over `source`."""
+    views: Mapping[str, ViewOptions] = resolve_views(recipe.views)
+    masks: dict[str, ViewMask] = {}
+    for view, options in recipe.masks.items():
+        # A key of its own for each view, so that two views are not masked alike.
+        seed = int(generator(recipe.seed, "masks", view).integers(2**62))
+        sampler = MASKS[options.kind](options, seed)
+        side = views[view].size // recipe.model.patch
+        masks[view] = ViewMask(view, sampler.mask, (side, side))
+        if any(o.tokens == "predicted" for t in build_terms(recipe).values() for o in t.student_outputs()):
+            masks[f"{view}/predicted"] = ViewMask(view, sampler.predicted, (side, side))
+    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
+    return StreamDataset(source, stream, MultiCrop(views, recipe.data.mean, recipe.data.std), masks)
+
+
+class Loading:
+    """Starts this rank's loader at any step."""
+
+    def __init__(self, recipe: Recipe, dataset: StreamDataset, layout: Layout, world: World) -> None:
+        self.recipe, self.dataset, self.layout, self.world = recipe, dataset, layout, world
+
+    def __call__(self, start: int) -> Iterable[Sequence[MicroBatch]]:
+        return StepLoader(
+            self.dataset,
+            start_step=start,
+            end_step=self.recipe.training.steps,
+            micro_batches=self.layout.micro_batches,
+            rank=self.world.rank,
+            world=self.world.size,
+            workers=self.recipe.training.workers,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,100 @@
+"""Resolves every `auto` of a recipe, once, from the data and the machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+
+from scholarch.config.schema import DataSection, Recipe
+from scholarch.data.source import Source
+from scholarch.data.statistics import scan
+from scholarch.errors import UserError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Normalisation of web pictures (reference.md section 1.4)."""
+
+
+def resolve(recipe: Recipe, source: Source, *, world_size: int, local_size: int) -> Recipe:
+    """The recipe without any `auto`.
+
+    Raises:
+        UserError: when the data cannot be read or does not fit.
+    """
+    data = _data(recipe, source)
+    training = recipe.training
+    steps = training.steps
+    changes: dict[str, Any] = {}
+    if training.micro_batch == "auto":
+        changes["micro_batch"] = math.ceil(training.global_batch / world_size)
+    if training.precision == "auto":
+        changes["precision"] = "bf16" if torch.cuda.is_available() else "fp32"
+    if training.workers == "auto":
+        changes["workers"] = _workers(local_size)
+    if training.checkpoint_every == "auto":
+        changes["checkpoint_every"] = max(steps // 5, 1) if steps < 5_000 else 1_000
+    if training.log_every == "auto":
+        changes["log_every"] = 1 if steps <= 2_000 else 10
+    evaluation = recipe.evaluation
+    measured: dict[str, Any] = {}
+    if evaluation.every == "auto":
+        measured["every"] = max(math.ceil(steps / 10), 1)
+    if evaluation.size == "auto":
+        measured["size"] = recipe.views["global"].size if "global" in recipe.views else _first_size(recipe)
+    return recipe.model_copy(
+        update={
+            "data": data,
+            "model": _with_channels(recipe.model, data.channels),
+            "training": training.model_copy(update=changes),
+            "evaluation": evaluation.model_copy(update=measured),
+            "registered_name": recipe.name.replace("/", "-") if recipe.registered_name == "auto" else recipe.registered_name,
+        }
+    )
+
+
+def _first_size(recipe: Recipe) -> int:
+    return int(next(iter(recipe.views.values())).size)
+
+
+def _workers(local_size: int) -> int:
+    """Loader processes beside each training process: what cores are left, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores // local_size - 1, 8), 0)
+
+
+def _data(recipe: Recipe, source: Source) -> DataSection:
+    data = recipe.data
+    channels = data.channels
+    if channels == "auto":
+        look = scan(source, seed=recipe.seed, at_most=256)
+        look.require_good(f"data={data.source}")
+        # Grey pictures among coloured ones are made coloured, never the other way round.
+        channels = min(max(look.channels), 3) if max(look.channels) <= 4 else max(look.channels)
+    mean, std = data.mean, data.std
+    if "auto" in (mean, std):
+        report = scan(source, channels=channels, seed=recipe.seed)
+        report.require_good(f"data={data.source}")
+        assert report.mean is not None
+        assert report.std is not None
+        mean = report.mean if mean == "auto" else mean
+        std = report.std if std == "auto" else std
+    if mean == "imagenet":
+        mean = IMAGENET["mean"]
+    if std == "imagenet":
+        std = IMAGENET["std"]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(
+                f"{len(values)} values for pictures of {channels} channels",
+                where=f"data.{name}",
+                fix=f"give {channels} values, or auto",
+            )
+    return data.model_copy(update={"channels": channels, "mean": mean, "std": std})
+
+
+def _with_channels(model: Any, channels: int) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(model, channels=channels)

@@ -1,0 +1,204 @@
+"""Checkpoints: written by DCP under a temporary name, checksummed, then renamed into existence.
+
+    <run>/checkpoints/step-000001000/
+        __0_0.distcp ... .metadata     DCP's shards: loads at any world size
+        manifest.json                  sizes and checksums, written last
+
+The number is of finished steps: a run resumes at exactly that step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from scholarch.config.schema import Recipe
+from scholarch.errors import UserError
+from scholarch.models import build_backbone
+from scholarch.storage.local import sha256, write_text
+from scholarch.training.distributed import World
+from scholarch.training.learner import Learner
+from scholarch.training.optimizer import Optimizer
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{9})")
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was committed.
+
+    Attributes:
+        path: its folder.
+        step: number of finished steps.
+    """
+
+    path: Path
+    step: int
+
+    def manifest(self) -> dict[str, Any]:
+        """What it consists of."""
+        data: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        return data
+
+    def damage(self) -> str:
+        """What is wrong with its files; empty when nothing is."""
+        for name, entry in self.manifest()["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if sha256(path) != entry["sha256"]:
+                return f"{name} has another checksum than when it was written"
+        return ""
+
+
+def committed(folder: Path) -> list[Checkpoint]:
+    """The checkpoints in `folder`, oldest first. Partial ones do not exist here."""
+    found = []
+    for path in folder.glob("step-*") if folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and (path / MANIFEST).is_file():
+            found.append(Checkpoint(path, int(match[1])))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def newest_whole(folder: Path, warn: Any = print) -> Checkpoint | None:
+    """The newest checkpoint whose files are as they were written; damaged ones are named and passed over."""
+    for checkpoint in reversed(committed(folder)):
+        damage = checkpoint.damage()
+        if not damage:
+            return checkpoint
+        warn(f"checkpoint {checkpoint.path} is damaged ({damage}); using the one before")
+    return None
+
+
+def _state(learner: Learner, optimizer: Optimizer) -> dict[str, Any]:
+    return {
+        "learner": learner.state_dict(),
+        "optimizer": get_optimizer_state_dict(learner.student, optimizer.adamw, options=_FLAT),
+    }
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of a run.
+
+    Args:
+        folder: `<run>/checkpoints`.
+        keep: how many of the newest stay.
+        world: all ranks take part in `save` and `load`.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def save(self, learner: Learner, optimizer: Optimizer, step: int) -> Checkpoint:
+        """Commits the state after `step` finished steps; older ones go only after that."""
+        final = self.folder / f"step-{step:09d}"
+        partial = self.folder / f".{final.name}.partial"
+        if self.world.first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.world.barrier()
+        dcp.save(_state(learner, optimizer), checkpoint_id=partial)
+        if self.world.first:
+            files = sorted(path for path in partial.iterdir() if path.is_file())
+            manifest = {
+                "format": FORMAT,
+                "step": step,
+                "world_size": self.world.size,
+                "torch": torch.__version__,
+                "written": time.time(),
+                "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
+            }
+            write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in committed(self.folder)[: -self.keep]:
+                shutil.rmtree(old.path)
+        self.world.barrier()
+        return Checkpoint(final, step)
+
+    def load(self, checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer) -> None:
+        """Fills learner and optimizer, whatever the world size was when it was saved.
+
+        Raises:
+            UserError: listing the keys that are missing, extra or of another shape.
+        """
+        state = _state(learner, optimizer)
+        check_same_architecture(checkpoint, {"learner": state["learner"]})
+        dcp.load(state, checkpoint_id=checkpoint.path)
+        learner.load_state_dict(state["learner"])
+        set_optimizer_state_dict(learner.student, optimizer.adamw, state["optimizer"], options=_FLAT)
+
+
+def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dict[str, Tensor]:
+    """Whole tensors of a teacher's backbone by name; needs no process group.
+
+    Raises:
+        UserError: if the checkpoint is damaged or of another architecture than the recipe.
+    """
+    if damage := checkpoint.damage():
+        raise UserError(f"the checkpoint is damaged: {damage}", where=str(checkpoint.path), fix="use another one")
+    with torch.device("meta"):
+        names = build_backbone(recipe.model).state_dict()
+    prefix = f"teachers.{teacher}.backbone."
+    state = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in names.items()}
+    check_same_architecture(checkpoint, {"learner": state}, only=f"learner.{prefix}")
+    dcp.load({"learner": state}, checkpoint_id=checkpoint.path, no_dist=True)
+    return {name: state[f"{prefix}{name}"] for name in names}
+
+
+def check_same_architecture(
+    checkpoint: Checkpoint, state: Mapping[str, Mapping[str, Any]], only: str = ""
+) -> None:
+    """Compares the tensors of `state` with those of the checkpoint whose keys begin with `only`.
+
+    Raises:
+        UserError: listing the keys that are missing, extra or of another shape.
+    """
+    metadata = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    saved = {
+        key: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else ()
+        for key, entry in metadata.items()
+        if key.split(".", 1)[0] in state and key.startswith(only)
+    }
+    wanted = {
+        f"{prefix}.{key}": tuple(tensor.shape)
+        for prefix, tensors in state.items()
+        for key, tensor in tensors.items()
+    }
+    lines = [f"missing: {key}" for key in wanted if key not in saved]
+    lines += [f"extra: {key}" for key in saved if key not in wanted]
+    lines += [
+        f"shape of {key}: {list(saved[key])}, not {list(wanted[key])}"
+        for key in wanted
+        if key in saved and saved[key] != wanted[key]
+    ]
+    if lines:
+        shown = "\n".join(f"  - {line}" for line in lines[:12])
+        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise UserError(
+            f"the checkpoint is of another architecture than the recipe\n{shown}{more}",
+            where=str(checkpoint.path),
+            fix="use the recipe that wrote it (recipe.yaml in its run), or another checkpoint",
+        )

@@ -1,0 +1,259 @@
+"""One training step's mathematics: teachers, targets, student, terms, gradients.
+
+Needs torch and NumPy alone. The optimizer, data loading, checkpoints and logging are the trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from scholarch.draws import Draws
+from scholarch.models.features import Features, Views
+from scholarch.objectives.term import Output, Share, Term
+from scholarch.training.networks import Network
+
+
+class Pictures(Protocol):
+    """What the learner reads of a micro-batch (scholarch.data.loader.MicroBatch)."""
+
+    views: dict[str, Tensor]  # [V, b, C, H, W]
+    masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
+    positions: Tensor  # [b]
+
+
+@dataclass
+class StepValues:
+    """This rank's share of a step.
+
+    Attributes:
+        parts: weighted term parts by name ("dino/global"), scalars, before the sum over ranks.
+        drawn: what terms give to the health report, summed over micro-batches.
+        observed: the last micro-batch's teacher features, for health and pictures.
+    """
+
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    observed: dict[str, Features] = field(default_factory=dict)
+
+
+class Learner(nn.Module):
+    """A student, its teachers and the terms between them.
+
+    Args:
+        student: trained network.
+        teachers: networks by name, in eval mode whatever `train()` is called with.
+        sees: views that each teacher is shown.
+        terms: by name; each reads one teacher (`options.teacher`) or none.
+        seed: the run's seed.
+        group: the ranks that share the global batch; None for one process.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teachers: Mapping[str, Network],
+        sees: Mapping[str, Sequence[str]],
+        terms: Mapping[str, Term],
+        *,
+        seed: int,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teachers = nn.ModuleDict(dict(teachers))
+        self.terms = nn.ModuleDict(dict(terms))
+        self.sees = {name: tuple(views) for name, views in sees.items()}
+        self.seed = seed
+        self.group = group
+        self._check_views()
+
+    def _check_views(self) -> None:
+        for name, term in self._terms():
+            teacher = term.options.teacher
+            for output in term.teacher_outputs() if teacher else ():
+                if output.view not in self.sees[teacher]:
+                    raise ValueError(
+                        f"term {name} reads the {output.view} views of teacher {teacher}, which sees "
+                        f"{', '.join(self.sees[teacher])}; add the view to teachers.{teacher}.sees"
+                    )
+
+    def train(self, mode: bool = True) -> Learner:
+        """As nn.Module.train, but teachers stay in eval mode (reference.md 15.3)."""
+        super().train(mode)
+        self.teachers.eval()
+        return self
+
+    def _terms(self) -> Iterator[tuple[str, Term]]:
+        for name, term in self.terms.items():
+            assert isinstance(term, Term)
+            yield name, term
+
+    def accumulate(
+        self, batches: Sequence[Pictures], bounds: Sequence[tuple[int, int]], global_batch: int, step: int
+    ) -> StepValues:
+        """Adds the gradients of one step over this rank's micro-batches.
+
+        Args:
+            batches: this rank's share of each micro-batch, on the device, in the computing dtype.
+            bounds: [start, stop) of the global positions of each micro-batch.
+            global_batch: samples in the step over all ranks and micro-batches.
+            step: from 0.
+        """
+        shares = [
+            self._share(batch, bound, global_batch, step)
+            for batch, bound in zip(batches, bounds, strict=True)
+        ]
+        values = StepValues()
+        active = {
+            name: (term, float(term.options.weight(step)))
+            for name, term in self._terms()
+            if term.options.weight(step) != 0
+        }
+        targets = self._targets(active, batches, shares, values)
+        for number, (batch, share) in enumerate(zip(batches, shares, strict=True)):
+            wanted = _present([o for term, _ in active.values() for o in term.student_outputs()], batch)
+            outputs = self._student(batch, share, wanted)
+            total: Tensor | None = None
+            for name, (term, weight) in active.items():
+                value = term(outputs, targets[name][number], share)
+                for part, tensor in value.parts.items():
+                    key = f"{name}/{part}" if part else name
+                    weighted = weight * tensor
+                    total = weighted if total is None else total + weighted
+                    _add_up(values.parts, {key: weighted.detach()})
+                _add_up(values.drawn, {f"{name}/{k}": v for k, v in value.drawn.items()})
+            if total is not None:
+                total.backward()  # type: ignore[no-untyped-call]
+        return values
+
+    def _share(self, batch: Pictures, bound: tuple[int, int], global_batch: int, step: int) -> Share:
+        return Share(
+            step=step,
+            global_batch=global_batch,
+            positions=batch.positions,
+            micro_batch=bound,
+            views={name: images.shape[0] for name, images in batch.views.items()},
+            masks=batch.masks,
+            predicted={
+                name: batch.masks[f"{name}/predicted"] for name in batch.views if f"{name}/predicted" in batch.masks
+            },
+            grids={name: _grid(self.student, images) for name, images in batch.views.items()},
+            group=self.group,
+        )
+
+    @torch.no_grad()
+    def _targets(
+        self,
+        active: Mapping[str, tuple[Term, float]],
+        batches: Sequence[Pictures],
+        shares: Sequence[Share],
+        values: StepValues,
+    ) -> dict[str, Sequence[Any]]:
+        """Each teacher runs once over all micro-batches; then every term makes its targets."""
+        outputs: dict[str, list[dict[Output, Tensor]]] = {}
+        for name, teacher in self.teachers.items():
+            read = [o for t, _ in active.values() if t.options.teacher == name for o in t.teacher_outputs()]
+            wanted = _present(read, batches[0])
+            if not wanted:
+                continue
+            assert isinstance(teacher, Network)
+            outputs[name] = []
+            for batch, share in zip(batches, shares, strict=True):
+                seen = sorted({output.view for output in wanted})
+                features = self._features(teacher, batch, share, seen, masked=False, draws=None)
+                outputs[name].append(_project(teacher, features, wanted, share))
+                values.observed = {f"{name}/{view}": f for view, f in features.items()}
+        return {
+            name: term.targets(outputs.get(term.options.teacher or "", [{} for _ in shares]), shares)
+            for name, (term, _) in active.items()
+        }
+
+    def _student(self, batch: Pictures, share: Share, wanted: set[Output]) -> dict[Output, Tensor]:
+        seen = sorted({output.view for output in wanted})
+        draws = Draws(self.seed, share.step)
+        features = self._features(self.student, batch, share, seen, masked=True, draws=draws)
+        return _project(self.student, features, wanted, share)
+
+    def _features(
+        self,
+        network: Network,
+        batch: Pictures,
+        share: Share,
+        names: Sequence[str],
+        *,
+        masked: bool,
+        draws: Draws | None,
+    ) -> dict[str, Features]:
+        views = []
+        for name in names:
+            images = batch.views[name]  # [V, b, C, H, W]
+            count = images.shape[0]
+            masks = batch.masks.get(name) if masked else None
+            offsets = torch.arange(count, device=share.positions.device)[:, None] * share.global_batch
+            views.append(
+                Views(
+                    images=images.flatten(0, 1),
+                    masks=None if masks is None else masks.flatten(0, 1),
+                    rows=(offsets + share.positions).flatten(),
+                    total=count * share.global_batch,
+                    name=name,
+                    local=name == "local",
+                )
+            )
+        return dict(zip(names, network.backbone(views, draws), strict=True))
+
+
+def _grid(network: Network, images: Tensor) -> tuple[int, int]:
+    patch = network.backbone.patch
+    return images.shape[-2] // patch, images.shape[-1] // patch
+
+
+def _present(outputs: Sequence[Output], batch: Pictures) -> set[Output]:
+    """Those of views that the recipe has; a term may name local crops that a recipe leaves out."""
+    return {output for output in outputs if output.view in batch.views}
+
+
+def _tokens(features: Features, output: Output, share: Share) -> tuple[Tensor, tuple[int, ...]]:
+    """The rows of an output, [rows, D], and the leading shape they go back to."""
+    count = share.views[output.view]
+    size = len(share.positions)
+    if output.tokens == "cls":
+        return features.cls, (count, size)
+    if output.tokens == "patches":
+        patches = features.patches  # [V * b, N, D]
+        return patches.flatten(0, 1), (count, size, patches.shape[1])
+    chosen = share.predicted if output.tokens == "predicted" else share.masks
+    mask = chosen.get(output.view, share.masks[output.view]).flatten(0, 1)  # [V * b, N]
+    rows = features.patches[mask]
+    return rows, (rows.shape[0],)
+
+
+def _project(
+    network: Network, features: Mapping[str, Features], wanted: set[Output], share: Share
+) -> dict[Output, Tensor]:
+    """The wanted outputs; each head runs once, on all its rows together."""
+    results: dict[Output, Tensor] = {}
+    by_head: dict[str, list[tuple[Output, Tensor, tuple[int, ...]]]] = {}
+    for output in sorted(wanted, key=str):
+        rows, shape = _tokens(features[output.view], output, share)
+        if output.head is None:
+            results[output] = rows.unflatten(0, shape) if len(shape) > 1 else rows
+        else:
+            by_head.setdefault(output.head, []).append((output, rows, shape))
+    for name, entries in by_head.items():
+        projected = network.heads[name](torch.cat([rows for _, rows, _ in entries]))
+        pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
+        for (output, _, shape), piece in zip(entries, pieces, strict=True):
+            results[output] = piece.unflatten(0, shape) if len(shape) > 1 else piece
+    return results
+
+
+def _add_up(total: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    for name, tensor in more.items():
+        total[name] = total[name] + tensor if name in total else tensor

@@ -1,0 +1,172 @@
+"""A network is a backbone with its heads; here it is built, filled, sharded and copied.
+
+Order (design.md section 6 and reference.md section 4.4): build on meta, then for each part:
+materialise, fill with NaN, initialise, compile, shard. The whole of one part at a time is on the
+host, and its values are keyed by the parameter's name, so the number of ranks changes no weight.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from scholarch.models import build_backbone
+from scholarch.models.features import Backbone
+from scholarch.models.heads import HeadOptions, ProjectionHead
+from scholarch.models.initialise import check_initialised, fill_with_nan, initialise
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""dtype of the weights that the optimizer moves; bf16 is what they are cast to for computing."""
+
+
+class Network(nn.Module):
+    """A backbone and the heads on it, by name."""
+
+    def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(dict(heads))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What is clipped and reported on its own: the backbone and each head."""
+        return {"backbone": self.backbone} | {f"heads.{name}": head for name, head in self.heads.items()}
+
+
+def build_network(model: Any, heads: Mapping[str, HeadOptions]) -> Network:
+    """The network on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        backbone = build_backbone(model)
+        return Network(
+            backbone, {name: ProjectionHead(backbone.width, options) for name, options in heads.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How networks are carried out; nothing here changes what they compute.
+
+    Attributes:
+        device: where to compute.
+        precision: fp32, bf16 or fp64.
+        mesh: shards over it with FSDP2; None: no sharding (one process without torch.distributed).
+        compile: compile each block and head.
+        activation_checkpointing: recompute each block's inside in the backward pass.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    mesh: DeviceMesh | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+
+def materialise(network: Network, execution: Execution, seed: int, *, trained: bool) -> Network:
+    """Gives a meta network memory, initial weights and shards, part by part.
+
+    Args:
+        network: as `build_network` gives it.
+        seed: the run's seed.
+        trained: False for a teacher: no gradients, always in eval mode.
+    """
+    # A shared prefix for students and teachers: the same name means the same initial value.
+    for name, unit in _units(network):
+        with _children_set_aside(unit):
+            fill_with_nan(unit)
+            unit.to(DTYPES[execution.precision])
+            initialise(unit, seed, prefix=name)
+            check_initialised(unit)
+            unit.requires_grad_(trained)
+        if hasattr(unit, "checkpoint"):
+            unit.checkpoint = execution.activation_checkpointing and trained
+        if execution.mesh is None:
+            unit.to(execution.device)
+        if execution.compile and unit is not network.backbone:
+            unit.compile()
+        if execution.mesh is not None:
+            _shard(unit, execution)
+    return network.train(trained)
+
+
+def _units(network: Network) -> Iterable[tuple[str, nn.Module]]:
+    """What is sharded on its own, children before parents."""
+    blocks = getattr(network.backbone, "blocks", None)
+    if blocks is not None:
+        yield from ((f"backbone.blocks.{i}", block) for i, block in enumerate(blocks))
+    yield "backbone", network.backbone
+    yield from ((f"heads.{name}", head) for name, head in network.heads.items())
+
+
+@contextmanager
+def _children_set_aside(unit: nn.Module) -> Iterator[None]:
+    """Hides blocks that were filled and sharded before their parent."""
+    blocks = getattr(unit, "blocks", None)
+    if blocks is None:
+        yield
+        return
+    unit.blocks = nn.ModuleList()
+    try:
+        yield
+    finally:
+        unit.blocks = blocks
+
+
+def _shard(unit: nn.Module, execution: Execution) -> None:
+    policy = MixedPrecisionPolicy()
+    if execution.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # Features are split into views of one tensor; nobody changes them in place, which this warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    fully_shard(unit, mesh=execution.mesh, mp_policy=policy, reshard_after_forward=True)
+    if isinstance(unit, FSDPModule):
+        # Losses are shares of a global mean (collectives.py): gradients are summed, not averaged.
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a parameter that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def paired(target: nn.Module, source: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Local parameters of `target` and of the same name in `source`, which may have more."""
+    theirs = dict(source.named_parameters())
+    pairs = [(local(p.detach()), local(theirs[name].detach())) for name, p in target.named_parameters()]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+@torch.no_grad()
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """Parameters and buffers of `source` into `target`, shard by shard."""
+    ours, theirs = paired(target, source)
+    torch._foreach_copy_(ours, theirs)
+    buffers = dict(source.named_buffers())
+    for name, buffer in target.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+@torch.no_grad()
+def move_average(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """target <- momentum * target + (1 - momentum) * source, parameters only (reference.md 15.2)."""
+    ours, theirs = paired(target, source)
+    torch._foreach_mul_(ours, momentum)
+    torch._foreach_add_(ours, theirs, alpha=1 - momentum)
+
+
+@torch.no_grad()
+def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, unsharded, on the CPU; all ranks take part."""
+    state = {}
+    for name, tensor in module.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        state[name] = whole.detach().cpu().clone()
+    return state

@@ -1,0 +1,215 @@
+"""Everything a run needs, checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scholarch.config.schema import Recipe
+from scholarch.data.options import resolve_views
+from scholarch.data.source import Source
+from scholarch.data.statistics import ScanReport
+from scholarch.errors import UserError
+from scholarch.storage.local import check_free, check_writable, readable_size
+from scholarch.training.assemble import build_networks, build_terms
+from scholarch.training.distributed import World
+from scholarch.training.layout import Layout, plan_layout
+from scholarch.training.networks import Network
+
+BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
+FILES_BESIDE_CHECKPOINTS = 64 * 2**20
+"""MLflow's database, pictures, the report."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found; shown as a table before the first step.
+
+    Attributes:
+        rows: (what, value in words).
+        warnings: what is allowed but worth knowing.
+        layout: how the global batch is cut.
+    """
+
+    rows: list[tuple[str, str]]
+    warnings: list[str]
+    layout: Layout
+
+    def table(self) -> str:
+        """The rows, aligned."""
+        width = max(len(name) for name, _ in self.rows)
+        lines = [f"  {name:<{width}}  {value}" for name, value in self.rows]
+        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+
+
+def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: Path) -> Preflight:
+    """Checks a resolved recipe against the data, the machine and the target.
+
+    Raises:
+        UserError: the first thing that cannot work.
+    """
+    check_views(recipe)
+    layout = check_batch(recipe, world.size)
+    check_writable(run)
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    sizes = memory(recipe, student, list(teachers.values()), layout, world)
+    checkpoint = checkpoint_bytes(recipe, student, list(teachers.values()))
+    check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
+    _check_memory(sizes, world)
+    training = recipe.training
+    classes = f", {len(source.classes)} classes" if source.classes else ""
+    rows = [
+        ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
+        ("views", ", ".join(f"{v.crops} {n} of {v.size} px" for n, v in resolve_views(recipe.views).items())),
+        ("model", f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}"),
+        ("terms", ", ".join(recipe.terms)),
+        ("world", f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}, {training.precision}"),
+        ("batch", _batch_words(recipe, layout, world)),
+        ("steps", f"{training.steps:,}, that is {training.steps * training.global_batch:,} pictures seen"),
+        ("memory", f"about {readable_size(sum(sizes.values()))} a process, of {readable_size(_available(world))} free"),
+        ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
+        ("results", str(run)),
+    ]
+    return Preflight(rows, _warnings(recipe, look), layout)
+
+
+def check_views(recipe: Recipe) -> None:
+    """Crops must be multiples of the patch.
+
+    Raises:
+        UserError: naming the view and the nearest sizes that work.
+    """
+    try:
+        views = resolve_views(recipe.views)
+    except ValueError as error:
+        raise UserError(str(error), where="views") from None
+    patch = recipe.model.patch
+    for name, view in views.items():
+        if view.size % patch:
+            below = view.size // patch * patch
+            near = f"{below} or {below + patch}" if below else str(patch)
+            raise UserError(
+                f"crops of {view.size} pixels do not divide into patches of {patch}",
+                where=f"views.{name}.size",
+                fix=f"use {near}",
+            )
+
+
+def check_batch(recipe: Recipe, world_size: int) -> Layout:
+    """The global batch must be enough for every term and divide among the processes.
+
+    Raises:
+        UserError: naming the term or key.
+    """
+    batch = recipe.training.global_batch
+    terms = build_terms(recipe)
+    for name, term in terms.items():
+        if batch < term.smallest_batch():
+            raise UserError(
+                f"a global batch of {batch} is too small for the term {name}, which compares samples with one another",
+                where="training.global_batch",
+                fix=f"raise it to at least {term.smallest_batch()}, or remove the term with terms.{name}=null",
+            )
+        group = term.group_size(batch)
+        if batch % group:
+            raise UserError(
+                f"a global batch of {batch} does not divide into groups of {group} of the term {name}",
+                where=f"terms.{name}.group",
+                fix=f"use a group size that divides {batch}",
+            )
+    micro = recipe.training.micro_batch
+    return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
+
+
+def memory(
+    recipe: Recipe, student: Network, teachers: Sequence[Network], layout: Layout, world: World
+) -> dict[str, int]:
+    """Bytes on one process by part: an estimate, activations from the shapes of a ViT's tensors."""
+    item = BYTES[recipe.training.precision]
+    trained = sum(p.numel() for p in student.parameters())
+    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
+    half = 2 if recipe.training.precision == "bf16" else item
+    share = math.ceil(layout.global_batch / layout.micro_batches / world.size)
+    views = resolve_views(recipe.views)
+    patch, width = recipe.model.patch, student.backbone.width
+    tokens = sum(v.crops * share * (1 + (v.size // patch) ** 2) for n, v in views.items())
+    depth = len(getattr(student.backbone, "blocks", ())) or 12
+    # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
+    per_token = width * (2 if recipe.training.activation_checkpointing else 18)
+    rows = sum(v.crops * share for v in views.values())
+    prototypes = sum(int(head.prototypes) for head in recipe.heads.values())
+    return {
+        "weights": (trained + held) * item // world.size,
+        "gradients": trained * item // world.size,
+        "optimizer": 2 * trained * item // world.size,
+        "activations": tokens * per_token * depth * half,
+        "logits": 4 * rows * prototypes * item,
+    }
+
+
+def checkpoint_bytes(recipe: Recipe, student: Network, teachers: Sequence[Network]) -> int:
+    """Size of a whole checkpoint: weights, both Adam moments, teachers."""
+    item = BYTES[recipe.training.precision]
+    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
+    return item * (3 * sum(p.numel() for p in student.parameters()) + held)
+
+
+def _available(world: World) -> int:
+    if world.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(world.device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available) // world.local_size
+
+
+def _check_memory(sizes: dict[str, int], world: World) -> None:
+    needed, available = sum(sizes.values()), _available(world)
+    if needed > available:
+        parts = ", ".join(f"{name} {readable_size(size)}" for name, size in sizes.items())
+        raise UserError(
+            f"needs about {readable_size(needed)} a process ({parts}) and {readable_size(available)} is free",
+            where="memory",
+            fix="lower training.micro_batch, set training.activation_checkpointing=true, or use more processes",
+        )
+
+
+def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
+    found = []
+    largest = max(view.size for view in resolve_views(recipe.views).values())
+    if small := look.smaller_than(largest):
+        found.append(f"{small} of {look.checked} pictures checked are smaller than {largest} px and will be enlarged")
+    if look.broken:
+        shown = "; ".join(look.broken[:3])
+        found.append(f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}")
+    if recipe.training.global_batch < 64:
+        found.append(
+            f"a global batch of {recipe.training.global_batch} is small for these objectives; 64 or more is steadier"
+        )
+    return found
+
+
+def _count(module: torch.nn.Module) -> str:
+    count = sum(p.numel() for p in module.parameters())
+    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)
+
+
+def _channels(recipe: Recipe) -> str:
+    channels = recipe.data.channels
+    return f"{channels} channel{'s' if channels != 1 else ''}"
+
+
+def _batch_words(recipe: Recipe, layout: Layout, world: World) -> str:
+    words = f"{layout.global_batch} pictures a step"
+    if world.size > 1:
+        words += f" over {world.size} processes"
+    if layout.micro_batches > 1:
+        words += f" in {layout.micro_batches} micro-batches"
+    return words

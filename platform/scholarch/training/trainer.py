@@ -1,0 +1,246 @@
+"""The one training loop.
+
+A step: micro-batches in, gradients added up, one exchange of scalars between ranks (losses, stop
+flag, data wait), a check that all is finite, clip, AdamW, teachers. Nothing else talks per step.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scholarch.config.schema import Recipe
+from scholarch.data.loader import MicroBatch
+from scholarch.errors import RunFailed
+from scholarch.training.checkpoint import Checkpoints
+from scholarch.training.distributed import World
+from scholarch.training.layout import Layout
+from scholarch.training.learner import Learner, StepValues
+from scholarch.training.networks import DTYPES
+from scholarch.training.observe import Observer, Outcome
+from scholarch.training.optimizer import Optimizer, finite_or_names
+from scholarch.training.teachers import Teachers
+
+Loader = Callable[[int], Iterable[Sequence[MicroBatch]]]
+"""Batches of this rank from a step on, one list of micro-batches for each step."""
+Probe = Callable[[int, StepValues], Mapping[str, float]]
+"""Measured before the first step, every so often and at the end, given the finished steps and the last
+step's values; all ranks take part and get the same metrics."""
+
+
+@dataclass
+class Stop:
+    """A wish to end at the next step's border, set by SIGTERM or Ctrl-C; a second Ctrl-C ends at once."""
+
+    asked: bool = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals while the context lasts."""
+        before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Speed:
+    """Images per second and share of time spent waiting for data, over the last steps."""
+
+    images: int
+    window: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50))
+
+    def took(self, seconds: float, waited: float) -> None:
+        self.window.append((seconds, waited))
+
+    def metrics(self, remaining: int) -> dict[str, float]:
+        seconds = sum(s for s, _ in self.window)
+        if not seconds:
+            return {}
+        return {
+            "images_per_second": self.images * len(self.window) / seconds,
+            "data_wait": sum(w for _, w in self.window) / seconds,
+            "eta_seconds": remaining * seconds / len(self.window),
+        }
+
+
+class Trainer:
+    """Trains a learner by a recipe.
+
+    Args:
+        recipe: resolved, without `auto`.
+        learner, optimizer, teachers: over the same networks.
+        loader: gives this rank's batches from a step on.
+        layout: how the global batch is cut.
+        checkpoints: where the state is committed.
+        world: the processes of the run.
+        observers: told on rank 0.
+        probes: measured every `evaluation.every` steps and at the end.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learner: Learner,
+        optimizer: Optimizer,
+        teachers: Teachers,
+        loader: Loader,
+        layout: Layout,
+        checkpoints: Checkpoints,
+        world: World,
+        observers: Sequence[Observer] = (),
+        probes: Sequence[Probe] = (),
+    ) -> None:
+        self.recipe, self.learner, self.optimizer, self.teachers = recipe, learner, optimizer, teachers
+        self.loader, self.layout, self.checkpoints, self.world = loader, layout, checkpoints, world
+        self.observers = observers if world.first else ()
+        self.probes = probes
+        self.speed = Speed(recipe.training.global_batch)
+        self.stop = Stop()
+        self.named: set[str] = set()
+        self.counts = {"data/broken": 0.0, "data/upscaled": 0.0}
+
+    def run(self, start: int) -> tuple[Outcome, int]:
+        """Trains from `start` finished steps to the end, or to where it was asked to stop.
+
+        Returns:
+            how it ended, and the number of finished steps, which are committed.
+
+        Raises:
+            RunFailed: a loss or gradient is not finite; the last checkpoint stands.
+        """
+        steps = self.recipe.training.steps
+        every = _whole(self.recipe.training.checkpoint_every)
+        finished, saved = start, start
+        if start == 0:
+            self._tell({"step": 0, "time": time.time(), **self._probed(0, StepValues())})
+        self.learner.train()
+        with self.stop.listening():
+            batches = iter(self.loader(start))
+            while finished < steps:
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                stopping = self._step(finished, batch, began, waited)
+                finished += 1
+                if finished == steps or stopping or finished % every == 0:
+                    self.checkpoints.save(self.learner, self.optimizer, finished)
+                    saved = finished
+                if stopping and finished < steps:
+                    return "interrupted", saved
+        return "done", finished
+
+    def _step(self, step: int, batch: Sequence[MicroBatch], began: float, waited: float) -> bool:
+        """One step; True when some rank was asked to stop."""
+        placed = [self._place(part) for part in batch]
+        values = self.learner.accumulate(
+            placed, self.layout.bounds, self.recipe.training.global_batch, step
+        )
+        names = sorted(values.parts)
+        mine = torch.stack([values.parts[n].double() for n in names]).tolist() if names else []
+        seconds = time.perf_counter() - began
+        broken = sorted({name for part in batch for name in part.broken})
+        upscaled = sum(part.upscaled for part in batch)
+        row = [*mine, float(self.stop.asked), seconds, waited, float(len(broken)), float(upscaled)]
+        rows = self.world.gather_row(row)  # [ranks, parts + 5]
+        self._check_finite(step, names, rows)
+        norms = self.optimizer.clip()
+        if bad := finite_or_names(norms):
+            raise RunFailed(f"step {step}: the gradient of {', '.join(bad)} is not finite; {self._advice()}")
+        self.optimizer.step(step)
+        self.teachers.step(step)
+        self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()))
+        self._count(rows, broken)
+        self._record(step, dict(zip(names, rows[:, : len(names)].sum(0).tolist(), strict=True)), norms, values)
+        return bool(rows[:, len(names)].any())
+
+    def _place(self, part: MicroBatch) -> MicroBatch:
+        dtype = DTYPES[self.recipe.training.precision]
+        return part.to(self.world.device, dtype)
+
+    def _check_finite(self, step: int, names: Sequence[str], rows: Tensor) -> None:
+        losses = rows[:, : len(names)]
+        if bool(torch.isfinite(losses).all()):
+            return
+        rank, part = (~torch.isfinite(losses)).nonzero()[0].tolist()
+        raise RunFailed(
+            f"step {step}: the loss term {names[part]} is not finite ({losses[rank, part].item()}) "
+            f"on rank {rank}; {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        return (
+            "the weights were not moved by it and the last checkpoint stands. "
+            "Try a lower optimizer.lr, a longer warm-up, or precision=fp32"
+        )
+
+    def _count(self, rows: Tensor, broken: Sequence[str]) -> None:
+        self.counts["data/broken"] += float(rows[:, -2].sum())
+        self.counts["data/upscaled"] += float(rows[:, -1].sum())
+        for name in broken:
+            if name not in self.named:
+                self.named.add(name)
+                self._warn(f"picture left out: {name}")
+
+    def _warn(self, message: str) -> None:
+        for observer in self.observers:
+            observer.warned(message)
+
+    def _record(
+        self, step: int, losses: Mapping[str, float], norms: Mapping[str, Tensor], values: StepValues
+    ) -> None:
+        steps = self.recipe.training.steps
+        finished = step + 1
+        probing = finished == steps or finished % _whole(self.recipe.evaluation.every) == 0
+        if not (probing or finished % _whole(self.recipe.training.log_every) == 0):
+            return
+        record: dict[str, float] = {"step": finished, "time": time.time()}
+        record["loss/total"] = sum(losses.values())
+        record |= {f"loss/{name}": value for name, value in losses.items()}
+        record |= {f"gradient_norm/{part}": float(norm) for part, norm in norms.items()}
+        record |= self.optimizer.rates(step) | self.teachers.rates(step)
+        record |= self.speed.metrics(steps - finished) | self.counts
+        record["memory_gib"] = _memory_gib(self.world.device)
+        if probing:
+            record |= self._probed(finished, values)
+            self.learner.train()
+        self._tell(record)
+
+    def _probed(self, finished: int, values: StepValues) -> dict[str, float]:
+        return {name: value for probe in self.probes for name, value in probe(finished, values).items()}
+
+    def _tell(self, record: Mapping[str, float]) -> None:
+        for observer in self.observers:
+            observer.recorded(record)
+
+
+def _whole(value: Any) -> int:
+    """A setting that had `auto` and is resolved by now."""
+    assert isinstance(value, int), value
+    return value
+
+
+def _memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+

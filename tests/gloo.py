@@ -1,0 +1,80 @@
+"""Runs a function on several real processes that talk over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+TIMEOUT_SECONDS = 120
+
+
+def _rank_main(
+    rank: int, world: int, store: str, fn: Callable[..., Any], args: tuple[Any, ...], pipe: Connection
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        group = dist.group.WORLD
+        assert group is not None
+        result = fn(group, *args)
+        dist.barrier()
+        pipe.send((True, result))
+        dist.destroy_process_group()
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+
+
+def run_ranks(world: int, fn: Callable[..., T], *args: Any) -> list[T]:
+    """Results of `fn(group, *args)` on `world` forked ranks, in rank order.
+
+    Raises:
+        AssertionError: with the traceback of the first rank that failed or hung.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        pipes, processes = [], []
+        for rank in range(world):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_rank_main, args=(rank, world, store, fn, args, sender))
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        try:
+            return _collect(pipes)
+        finally:
+            for process in processes:
+                process.join(timeout=5)
+                if process.is_alive():
+                    process.kill()
+
+
+def _collect(pipes: list[Connection]) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait_for(waiting, timeout=TIMEOUT_SECONDS)
+        if not ready:
+            raise AssertionError(f"ranks {sorted(set(range(len(pipes))) - set(results))} hang")
+        for pipe in ready:
+            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            try:
+                done, value = pipe.recv()  # type: ignore[union-attr]
+            except EOFError:
+                raise AssertionError(f"rank {rank} died without a word") from None
+            if not done:
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(pipes))]

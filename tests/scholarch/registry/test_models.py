@@ -1,0 +1,293 @@
+"""A backbone in a real registry: found by its alias, loaded elsewhere, registered once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scholarch.data.views import EvaluationView
+from scholarch.errors import UserError
+from scholarch.models import build_backbone
+from scholarch.models.features import Backbone, Features, Views
+from scholarch.models.initialise import initialise
+from scholarch.models.vit import ViTOptions
+from scholarch.registry.backbone import Preprocessing
+from scholarch.registry.card import Card
+from scholarch.registry.client import local_uri
+from scholarch.registry.models import Trained, register_backbone, requirements
+from scholarch.registry.tracking import Data, Tracker
+from scholarch.storage.records import append_record
+
+OPTIONS = ViTOptions(size=None, embed_dim=16, depth=1, heads=2, ffn="mlp", ffn_ratio=2, patch=4, registers=1)
+SEEN = Preprocessing(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+CARD = Card(
+    recipe="demo/digits",
+    licence="Apache-2.0",
+    data=[Data(name="digits", source="builtin:digits", fingerprint="ab" * 32, counts={"pictures": 1797})],
+    evaluations={"evaluation/knn": 0.91234},
+)
+
+
+def backbone() -> Backbone:
+    model = build_backbone(OPTIONS)
+    initialise(model, seed=1)
+    return model.eval()
+
+
+def trained(step: int = 30) -> Trained:
+    tags = {"recipe": "demo/digits", "data_fingerprint": "ab" * 32, "code_version": "0.1.0"}
+    return Trained(
+        options=OPTIONS,
+        weights=backbone().state_dict(),
+        preprocessing=SEEN,
+        step=step,
+        card=CARD,
+        tags=tags,
+    )
+
+
+def pictures() -> tuple[list[np.ndarray], list[bytes]]:
+    """Three pictures of different sizes, and as PNG files."""
+    generator = np.random.default_rng(0)
+    arrays = [
+        generator.integers(0, 256, size, dtype=np.uint8) for size in [(20, 20, 3), (24, 40, 3), (18, 30)]
+    ]
+    files = []
+    for array in arrays:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, format="PNG")
+        files.append(file.getvalue())
+    return arrays, files
+
+
+def features(arrays: list[np.ndarray]) -> Features:
+    """What the backbone gives when it is called directly."""
+    view = EvaluationView(SEEN.size, SEEN.mean, SEEN.std)
+    rgb = [array if array.ndim == 3 else np.stack([array] * 3, axis=-1) for array in arrays]
+    batch = torch.stack([view(torch.from_numpy(array).permute(2, 0, 1)) for array in rgb])
+    with torch.no_grad():
+        (found,) = backbone()([Views(batch)])
+    return found
+
+
+def track(folder: Path) -> str:
+    tracker = Tracker.start(folder, "digits", "first", every=0.1)
+    append_record(folder / "metrics.jsonl", {"step": 30, "time": 5.0, "evaluation/knn": 0.9})
+    assert tracker.finish("FINISHED", timeout=60) == ""
+    return str(tracker.run_id)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -> tuple[Path, str]:
+    """Run folder and run id; a model `dino` registered from it twice over."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("registered")
+    (folder / "mlflow").mkdir()
+    shutil.copy(fresh_database, folder / "mlflow" / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run_id = track(folder)
+        first = register_backbone(folder, "dino", trained())
+        again = register_backbone(folder, "dino", trained())
+    assert (first.version, first.created, first.uri) == ("1", True, "models:/dino/1")
+    assert (again.version, again.created) == ("1", False)
+    return folder, run_id
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    import mlflow
+
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_uri(folder))
+    return mlflow.pyfunc.load_model("models:/dino@candidate")
+
+
+def test_the_loaded_model_gives_what_the_backbone_gives(
+    registered: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    arrays, files = pictures()
+    wanted = features(arrays)
+    model = load(registered[0], monkeypatch)
+    frame = pd.DataFrame({"image": files})
+
+    embeddings = model.predict(frame)
+    patches = model.predict(frame, params={"return": "patches"})
+
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (3, 16)
+    np.testing.assert_allclose(embeddings, wanted.cls.numpy(), atol=1e-6)
+    np.testing.assert_allclose(patches, wanted.patches.numpy(), atol=1e-6)
+    assert patches.shape == (3, 16, 16)
+    assert model.predict(frame[:0]).shape == (0, 16)
+    with pytest.raises(ValueError, match="'cls' or 'patches', not 'pixels'"):
+        model.predict(frame, params={"return": "pixels"})
+    with pytest.raises(Exception, match=r"row 1.*not a picture"):
+        model.predict(pd.DataFrame({"image": [files[0], b"no picture"]}))
+
+
+def test_the_version_says_where_it_comes_from(registered: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    folder, run_id = registered
+    client = MlflowClient(local_uri(folder))
+    version = client.get_model_version_by_alias("dino", "candidate")
+    model = client.get_logged_model(version.model_id)
+    run = client.get_run(run_id)
+
+    assert version.run_id == run_id
+    assert version.tags == {
+        "recipe": "demo/digits",
+        "data_fingerprint": "ab" * 32,
+        "code_version": "0.1.0",
+        "run_id": run_id,
+        "step": "30",
+    }
+    assert "| knn | 0.9123 |" in version.description
+    assert "models:/dino@candidate" in version.description
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("evaluation/knn", 0.9)]
+    assert len(client.get_metric_history(run_id, "evaluation/knn")) == 1
+    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+    assert run.info.status == "FINISHED"
+
+
+def model_folder(folder: Path) -> Path:
+    (found,) = (folder / "mlflow" / "artifacts" / "models").glob("*/artifacts")
+    return found
+
+
+def test_the_files_of_a_model(registered: tuple[Path, str]) -> None:
+    import yaml
+
+    folder = model_folder(registered[0])
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [
+        "README.md", "backbone.json", "backbone.safetensors",
+    ]  # fmt: skip
+    assert json.loads(described["signature"]["inputs"]) == [
+        {"type": "binary", "name": "image", "required": True}
+    ]
+    assert json.loads(described["signature"]["outputs"])[0]["tensor-spec"] == {
+        "dtype": "float32",
+        "shape": [-1, 16],
+    }
+    assert (folder / "requirements.txt").read_text().split() == requirements()
+    assert (folder / "code" / "scholarch" / "registry" / "pyfunc.py").exists()
+    assert not (folder / "uv.lock").exists()
+    assert not list(folder.rglob("*.pkl"))
+
+
+def test_the_input_example_can_be_served(registered: tuple[Path, str]) -> None:
+    from mlflow.models import convert_input_example_to_serving_input, validate_serving_input
+    from mlflow.pyfunc import load_model
+
+    folder = model_folder(registered[0])
+    _, files = pictures()
+    payload = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(files[0]).decode()]]}}
+
+    example = load_model(str(folder)).input_example
+    assert example["image"][0][:4] == b"\x89PNG"
+    served = validate_serving_input(str(folder), convert_input_example_to_serving_input(example))
+    assert np.asarray(served).shape == (1, 16)
+    assert np.asarray(validate_serving_input(str(folder), json.dumps(payload))).shape == (1, 16)
+
+
+def test_it_loads_where_the_package_is_not_installed(registered: tuple[Path, str], tmp_path: Path) -> None:
+    arrays, files = pictures()
+    (tmp_path / "picture.png").write_bytes(files[1])
+    program = (
+        "import importlib.util, sys\n"
+        "assert importlib.util.find_spec('scholarch') is None\n"
+        "import mlflow, numpy, pandas\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "found = model.predict(pandas.DataFrame({'image': [open('picture.png', 'rb').read()]}))\n"
+        "import scholarch; assert scholarch.__file__.startswith(sys.argv[1]), scholarch.__file__\n"
+        "numpy.save('found.npy', found)\n"
+    )
+    # Without `site` the editable install's .pth file is not read: other packages are found, ours is not.
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_paths()["purelib"]}
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program, str(model_folder(registered[0]))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), features(arrays[1:2]).cls.numpy(), atol=1e-6)
+
+
+def test_the_alias_moves_to_a_later_step_and_not_back(run_folder: Path) -> None:
+    from mlflow import MlflowClient
+
+    track(run_folder)
+    client = MlflowClient(local_uri(run_folder))
+
+    assert register_backbone(run_folder, "dino", trained(10)).version == "1"
+    assert register_backbone(run_folder, "dino", trained(20)).version == "2"
+    assert not register_backbone(run_folder, "dino", trained(10)).created
+    assert client.get_model_version_by_alias("dino", "candidate").version == "2"
+    assert register_backbone(run_folder, "other", trained(20), alias=None).version == "1"
+    assert client.get_registered_model("other").aliases == {}
+
+
+def test_a_registration_cut_in_the_middle_is_completed(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    run_id = track(run_folder)
+    client = MlflowClient(local_uri(run_folder))
+    # What an attempt leaves that ended while the files were on their way.
+    experiment = client.get_run(run_id).info.experiment_id
+    begun = client.create_logged_model(experiment, name="backbone", source_run_id=run_id, tags={"step": "30"})
+
+    register_backbone(run_folder, "dino", trained())
+
+    version = client.get_model_version_by_alias("dino", "candidate")
+    assert version.model_id == begun.model_id
+    assert load(run_folder, monkeypatch).predict(_frame()).shape == (1, 16)
+
+
+def _frame() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"image": pictures()[1][:1]})
+
+
+def test_what_a_user_can_get_wrong(run_folder: Path) -> None:
+    with pytest.raises(UserError, match="was never tracked"):
+        register_backbone(run_folder, "dino", trained())
+    with pytest.raises(UserError, match="cannot name a registered model"):
+        register_backbone(run_folder, "demo/digits", trained())
+    track(run_folder)
+    wrong = replace(trained(), options=replace(OPTIONS, embed_dim=32))
+    with pytest.raises(UserError, match="do not fit the model"):
+        register_backbone(run_folder, "dino", wrong)
+
+
+def test_requirements_are_pinned_to_what_is_installed() -> None:
+    found = dict(line.split("==") for line in requirements())
+
+    assert torch.__version__.startswith(found["torch"])
+    assert "+" not in "".join(found.values())
+    assert {"mlflow", "numpy", "pillow", "safetensors", "torchvision"} <= set(found)

@@ -1,0 +1,299 @@
+"""The launcher with real workers: small scripts without torch, and one gloo world."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from scholarch.training.agent import exit_code
+from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
+
+SECONDS = 60
+
+
+class Started:
+    """A launcher in a process of its own, forked so that torch is not imported again."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.output = folder / f"output-{time.monotonic_ns()}"
+        request = Launch(**{"arguments": (str(folder),), "module": "stand_in", **options})
+        self.process: ForkProcess = multiprocessing.get_context("fork").Process(
+            target=self._main, args=(request,)
+        )
+        self.process.start()
+
+    def _main(self, request: Launch) -> None:
+        with self.output.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.__stdout__
+        sys.stderr = os.fdopen(2, "w")
+        os._exit(launch(request))
+
+    def end(self) -> tuple[int | None, str]:
+        self.process.join(SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            pytest.fail(f"the launcher hangs; so far it wrote:\n{self.output.read_text()}")
+        return self.process.exitcode, self.output.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes the workers' program; it finds `rank`, `world`, `restart` and the test's `folder`."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("SCHOLARCH_RESTART", raising=False)
+
+    def write(body: str) -> Path:
+        head = """
+            import os, signal, sys, time
+            from pathlib import Path
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            restart = os.environ.get("SCHOLARCH_RESTART")
+            folder = Path(sys.argv[1])
+        """
+        (tmp_path / "stand_in.py").write_text(dedent(head) + dedent(body))
+        return tmp_path
+
+    return write
+
+
+def wait_for(*paths: Path) -> None:
+    limit = time.monotonic() + SECONDS
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < limit, f"{paths} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("codes", "interrupted", "expected"),
+    [
+        ([], False, 0),
+        ([0, 0], False, 0),
+        ([0, 0], True, 0),
+        ([75, 75], False, 75),
+        ([75, 0], False, 75),
+        ([75, -15], False, 75),
+        ([-15, -15], True, 75),
+        ([-15], False, 1),
+        ([75, -9], False, 1),
+        ([75, 1], True, 1),
+        ([2, -15], False, 2),
+        ([1, 2], False, 2),
+        ([1, -6], False, 1),
+    ],
+)
+def test_exit_code(codes: list[int], interrupted: bool, expected: int) -> None:
+    assert exit_code(codes, interrupted=interrupted) == expected
+
+
+def test_workers_get_their_place_and_threads(
+    stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    folder = stand_in("""
+        threads = os.environ["OMP_NUM_THREADS"]
+        (folder / f"worker-{rank}").write_text(f"{world} {restart} {threads} {sys.argv[2:]}")
+    """)
+    code, output = Started(folder, arguments=(str(folder), "key.path=value"), processes=2).end()
+    assert (code, output) == (0, "")
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    for rank in range(2):
+        assert (folder / f"worker-{rank}").read_text() == f"2 None {threads} ['key.path=value']"
+
+
+def test_wrong_input_is_said_once_and_not_tried_again(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        with (folder / "starts").open("a") as file:
+            file.write(f"{rank} ")
+        sys.stderr.write("error: data: no such folder\\n")
+        sys.exit(2)
+    """)
+    code, output = Started(folder, processes=2).end()
+    assert (code, output) == (2, "error: data: no such folder\n")
+    assert sorted((folder / "starts").read_text().split()) in (["0"], ["1"], ["0", "1"])
+
+
+def test_wrong_input_of_another_worker_is_shown(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        if rank == 0:
+            time.sleep(60)
+        sys.stderr.write("error: disk full\\n")
+        sys.exit(2)
+    """)
+    assert Started(folder, processes=2).end() == (2, "error: disk full\n")
+
+
+def test_fault_is_started_again_and_told(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        (folder / f"start-{rank}-{restart}").touch()
+        if rank == 1 and restart is None:
+            sys.stderr.write("ValueError: loss of term koleo is not finite\\n")
+            sys.exit(1)
+        if restart is None:
+            time.sleep(60)
+    """)
+    code, output = Started(folder, processes=2, max_restarts=1).end()
+    assert code == 0
+    assert sorted(path.name for path in folder.glob("start-*")) == [
+        "start-0-1", "start-0-None", "start-1-1", "start-1-None",
+    ]  # fmt: skip
+    assert output.splitlines() == [
+        "worker 1 ended with exit code 1",
+        "ValueError: loss of term koleo is not finite",
+        "starting the workers again, 1 restarts left",
+    ]
+
+
+def test_fault_that_comes_back_ends_with_1(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("os.kill(os.getpid(), signal.SIGKILL)")
+    code, output = Started(folder, max_restarts=1).end()
+    assert code == 1
+    assert output.count("worker 0 ended with signal SIGKILL") == 2
+
+
+SAVES_ON_SIGTERM = """
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    (folder / f"up-{rank}").touch()
+    while not asked:
+        time.sleep(0.02)
+    if rank == 0:
+        time.sleep(1)
+        (folder / "saved").write_text(str(len(asked)))
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_the_workers_save(stand_in: Callable[[str], Path], number: signal.Signals) -> None:
+    folder = stand_in(SAVES_ON_SIGTERM)
+    started = Started(folder, processes=2)
+    wait_for(folder / "up-0", folder / "up-1")
+    started.signal(number)
+    time.sleep(0.3)
+    started.signal(number)
+    assert started.end() == (75, "")
+    assert (folder / "saved").read_text() == "1", "workers are asked once, however often the launcher is"
+
+
+def test_one_worker_that_is_interrupted_ends_all(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in(SAVES_ON_SIGTERM.replace("while not asked", "while rank == 0 and not asked"))
+    assert Started(folder, processes=2).end() == (75, "")
+    assert (folder / "saved").exists()
+
+
+def test_worker_that_does_not_end_is_killed(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder / "up").touch()
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+    """)
+    started = Started(folder, grace=0.5)
+    wait_for(folder / "up", folder / "pid")
+    started.signal(signal.SIGTERM)
+    code, output = started.end()
+    assert code == 1
+    assert "did not end within 0.5 s of the signal; killed" in output
+    assert not Path(f"/proc/{(folder / 'pid').read_text()}").exists()
+
+
+def test_signal_while_waiting_for_other_nodes(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("(folder / 'up').touch()")
+    started = Started(folder, nodes=(2, 2), rendezvous=f"localhost:{free_port()}")
+    time.sleep(1.5)
+    started.signal(signal.SIGTERM)
+    assert started.end() == (75, "")
+    assert not (folder / "up").exists()
+
+
+def test_no_meeting_point(stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHORT_TIMERS, "read_timeout", 1)
+    folder = stand_in("")
+    code, output = Started(folder, nodes=(2, 2), rendezvous="no-such-host.invalid:29500").end()
+    assert code == 1
+    assert output.splitlines()[-1].startswith(
+        "error: no meeting with the other nodes at no-such-host.invalid:29500"
+    )
+    assert "Traceback" not in output
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.mark.gloo
+def test_two_nodes_form_one_world(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        import torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        ranks = torch.tensor([float(rank + 1)])
+        dist.all_reduce(ranks)
+        (folder / f"sum-{rank}").write_text(f"{world} {ranks.item():g}")
+        dist.destroy_process_group()
+    """)
+    rendezvous = f"localhost:{free_port()}"
+    nodes = [
+        Started(folder, nodes=(2, 2), processes=1, rendezvous=rendezvous, run_id="two") for _ in range(2)
+    ]
+    assert [node.end() for node in nodes] == [(0, ""), (0, "")]
+    assert [(folder / f"sum-{rank}").read_text() for rank in range(2)] == ["2 3", "2 3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "nothing to run"),
+        (["--nodes", "0", "--", "pretrain"], "--nodes: '0': write N, or MIN:MAX"),
+        (["--nodes", "4:2", "--", "pretrain"], "--nodes: '4:2': write N, or MIN:MAX"),
+        (["--nodes", "two", "--", "pretrain"], "--nodes: 'two': write N, or MIN:MAX"),
+        (["--nodes", "2", "--", "pretrain"], "--rendezvous HOST:PORT"),
+        (["--nodes", "2", "--rendezvous", "host", "--", "pretrain"], "'host' is not HOST:PORT"),
+        (["--nodes", "2", "--rendezvous", "$NO_SUCH_NAME:1", "--", "pretrain"], "'$NO_SUCH_NAME:1' is not"),
+        (["--processes", "0", "--", "pretrain"], "--processes is at least 1"),
+    ],
+)
+def test_mistakes_end_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_from_the_repository_root(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in(
+        "sys.exit(0 if sys.argv[1:] == ['pretrain', '--recipe', 'demo/digits', 'seed=3'] else 1)"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "scholarch.training.launch",
+        "--module",
+        "stand_in",
+        "--max-restarts",
+        "0",
+    ]
+    done = subprocess.run(
+        [*command, "--", "pretrain", "--recipe", "demo/digits", "seed=3"],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=SECONDS, check=False,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

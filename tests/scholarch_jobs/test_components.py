@@ -1,0 +1,125 @@
+"""The components through TorchX's own runner and command line; no Docker, no cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torchx.runner import get_runner
+
+ROOT = Path(__file__).parents[2]
+TORCHX = [sys.executable, "-m", "torchx.cli.main"]
+KUBERNETES = {"queue": "default", "validate_spec": False}
+
+
+def rendered(*arguments: str) -> dict[str, Any]:
+    """The Kubernetes object that TorchX would create."""
+    with get_runner() as runner:
+        info = runner.dryrun_component("scholarch_jobs.pretrain", list(arguments), "kubernetes", KUBERNETES)
+    job: dict[str, Any] = yaml.safe_load(str(info))
+    return job
+
+
+def container(task: dict[str, Any]) -> dict[str, Any]:
+    (only,) = task["template"]["spec"]["containers"]
+    result: dict[str, Any] = only
+    return result
+
+
+def torchx(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
+    return subprocess.run(
+        [*TORCHX, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_kubernetes_one_node() -> None:
+    job = rendered(
+        "--recipe", "demo/digits", "--image", "registry/scholarch:1", "--cpu", "4", "--gpu", "2",
+        "--memory", "8192", "--env", "MLFLOW_TRACKING_URI=http://mlflow:5000", "--run", "/runs/a",
+        "--resume", "True", "--data", "/data", "--mounts", "type=volume,src=pictures,dst=/data,readonly",
+        "training.steps=10", "seed=3",
+    )  # fmt: skip
+    assert job["kind"] == "Job"
+    (task,) = job["spec"]["tasks"]
+    pod = task["template"]["spec"]
+    worker = container(task)
+    assert worker["image"] == "registry/scholarch:1"
+    assert worker["command"] == [
+        "python", "-m", "scholarch.training.launch", "--nodes", "1", "--run-id", job["metadata"]["name"],
+        "--processes", "2", "--max-restarts", "3", "--", "pretrain", "--recipe", "demo/digits",
+        "--run", "/runs/a", "--resume", "data=/data", "training.steps=10", "seed=3",
+    ]  # fmt: skip
+    assert worker["resources"]["limits"] == {"cpu": "4000m", "memory": "8192M", "nvidia.com/gpu": "2"}
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in worker["env"]
+    assert {"mountPath": "/data", "name": "mount-0", "readOnly": True} in worker["volumeMounts"]
+    assert pod["restartPolicy"] == "Never"
+    assert "policies" not in task, "without retries the scheduler leaves a failed pod alone"
+
+
+def test_kubernetes_elastic_nodes() -> None:
+    job = rendered("--nodes", "2:3", "--gpu", "8", "--retries", "2")
+    tasks = job["spec"]["tasks"]
+    assert job["spec"]["maxRetry"] == 2
+    assert [task["minAvailable"] for task in tasks] == [1, 1, 0]
+    assert tasks[0]["policies"] == [
+        {"action": "RestartJob", "event": "PodEvicted"},
+        {"action": "RestartJob", "event": "PodFailed"},
+    ]
+    hosts = ["${TORCHX_RANK0_HOST}", "${VC_PRETRAIN_0_HOSTS}", "${VC_PRETRAIN_0_HOSTS}"]
+    for task, host in zip(tasks, hosts, strict=True):
+        command = container(task)["command"]
+        assert command[command.index("--rendezvous") + 1] == f"{host}:29500"
+        assert command[command.index("--processes") + 1] == "8"
+    assert {"name": "TORCHX_RANK0_HOST", "value": "localhost"} in container(tasks[0])["env"]
+    assert container(tasks[0])["ports"] == [{"containerPort": 29500, "name": "rendezvous"}]
+
+
+def test_command_line_renders_from_the_repository_root() -> None:
+    done = torchx(
+        "run", "--dryrun", "-s", "kubernetes", "--workspace", "", "-cfg", "queue=default,validate_spec=False",
+        "scholarch_jobs.pretrain", "--recipe", "demo/digits",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = yaml.safe_load(done.stdout.partition("=== SCHEDULER REQUEST ===")[2])
+    assert job["spec"]["queue"] == "default"
+    assert container(job["spec"]["tasks"][0])["image"] == "scholarch:0.1.0"
+
+
+def test_builtin_components_stay() -> None:
+    assert "dist.torchrun" in torchx("builtins").stdout
+
+
+@pytest.mark.parametrize("nodes", ["0", "4:2", "two", "1:"])
+def test_wrong_nodes(nodes: str) -> None:
+    done = torchx("run", "-s", "local_cwd", "scholarch_jobs.pretrain", "--nodes", nodes)
+    assert done.returncode == 1
+    assert f"nodes: '{nodes}'; write N, or MIN:MAX" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(find_spec("scholarch.cli.__main__") is None, reason="the command is not there yet")
+@pytest.mark.gloo
+@pytest.mark.parametrize("processes", [1, 2])
+def test_local_training(tmp_path: Path, processes: int) -> None:
+    done = torchx(
+        "run", "-s", "local_cwd", "scholarch_jobs.pretrain", "--recipe", "demo/digits",
+        "--processes", str(processes), "--run", str(tmp_path / "run"), "training.steps=2",
+        # An environment that is not activated: TorchX must find this Python all the same.
+        path="/usr/bin:/bin",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job finished: SUCCEEDED" in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -23,16 +24,17 @@ def _rank_main(
     rank: int, world: int, store: str, fn: Callable[..., Any], args: tuple[Any, ...], pipe: Connection
 ) -> None:
     torch.set_num_threads(1)
+    # Plain pickle: a Connection's own would send tensors as file handles, which end with this process.
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         group = dist.group.WORLD
         assert group is not None
         result = fn(group, *args)
         dist.barrier()
-        pipe.send((True, result))
+        pipe.send_bytes(pickle.dumps((True, result)))
         dist.destroy_process_group()
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
 def run_ranks(world: int, fn: Callable[..., T], *args: Any) -> list[T]:
@@ -71,7 +73,7 @@ def _collect(pipes: list[Connection]) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)  # type: ignore[arg-type]
             try:
-                done, value = pipe.recv()  # type: ignore[union-attr]
+                done, value = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
                 raise AssertionError(f"rank {rank} died without a word") from None
             if not done:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-
 import scholarch
+import torch
 from scholarch.config.schedule import Schedule
 from scholarch.models.heads import HeadOptions
 from scholarch.models.vit import ViTOptions
@@ -70,7 +69,7 @@ def main() -> None:
     moved = (student.backbone.blocks[0].attn.qkv.weight - before).abs().max()
     move_average(teacher, student, 0.99)
     loss = sum(value.item() for value in values.parts.values())
-    assert sorted(values.parts) and moved > 0, (values.parts, moved)
+    assert moved > 0
     found = [name for name in ABSENT if find_spec(name)]
     sys.stdout.write(f"{scholarch.__version__} {loss:.6f} {len(values.parts)} parts, also here: {found}\n")
 

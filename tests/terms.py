@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +15,6 @@ from scholarch.objectives.term import Output, Share, Term
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-T = TypeVar("T")
-
-
-def on_ranks(world: int, fn: Callable[..., T], *args: Any) -> list[T]:
-    """`run_ranks` for results with tensors in them.
-
-    A pipe of torch's multiprocessing sends a handle to shared memory, which is gone when the rank
-    ends before the handle is read; plain pickle sends the values.
-    """
-    return [pickle.loads(result) for result in run_ranks(world, _pickled, fn, *args)]
-
-
-def _pickled(group: ProcessGroup, fn: Callable[..., Any], *args: Any) -> bytes:
-    return pickle.dumps(fn(group, *args))
 
 
 @dataclass(kw_only=True)
@@ -60,7 +45,7 @@ def run(case: Case, world: int = 1, micro_batches: int = 1) -> Result:
     """Sum over ranks and micro-batches; one rank runs in this process without a group."""
     if world == 1:
         return run_on_rank(None, case, micro_batches)
-    results = on_ranks(world, run_on_rank, case, micro_batches)
+    results = run_ranks(world, run_on_rank, case, micro_batches)
     first = results[0]
     return Result(
         {key: torch.stack([r.parts[key] for r in results]).sum(0) for key in first.parts},

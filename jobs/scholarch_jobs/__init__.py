@@ -30,7 +30,7 @@ def pretrain(
     image: str = IMAGE,
     env: dict[str, str] | None = None,
     mounts: list[str] | None = None,
-    restarts: int = 3,
+    restarts: int = -1,
     retries: int = 0,
 ) -> specs.AppDef:
     """Pretrains a backbone: `scholarch pretrain` on the workers of one or more nodes.
@@ -49,7 +49,7 @@ def pretrain(
         image: container image, where the scheduler runs containers
         env: environment of the workers, as KEY=VALUE,KEY=VALUE
         mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
-        restarts: faults after which a node starts its workers again
+        restarts: faults after which a node starts its workers again; -1 is 3 with several nodes, 0 with one
         retries: times that the scheduler starts the job again
 
     Raises:
@@ -62,7 +62,8 @@ def pretrain(
         raise ComponentValidationException(f"nodes: {nodes!r}; write N, or MIN:MAX with 1 <= MIN <= MAX")
     _find_python()
     launcher = ["-m", "scholarch.training.launch", "--nodes", nodes, "--run-id", specs.macros.app_id]
-    launcher += ["--processes", str(processes or max(gpu, 1)), "--max-restarts", str(restarts)]
+    launcher += ["--processes", str(processes or max(gpu, 1))]
+    launcher += ["--max-restarts", str(restarts)] if restarts >= 0 else []
     if most > 1:
         # The first node's host stands in a variable whose name only the scheduler knows: $$ is TorchX's $.
         launcher += ["--rendezvous", f"$${{{specs.macros.rank0_env}}}:{RENDEZVOUS_PORT}"]

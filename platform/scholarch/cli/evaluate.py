@@ -11,16 +11,25 @@ from scholarch.errors import EXIT_DONE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", help="a run's folder, an export folder, or models:/NAME@ALIAS")
-    parser.add_argument("--evaluation", choices=("knn",), default="knn", help="what to measure (default: knn)")
-    parser.add_argument("--data", help="labelled pictures: a built-in set or a folder of class folders "
-                        "(default: the run's own, its held-out part)")
-    parser.add_argument("--test", help="labelled pictures to classify (default: a fifth of --data, kept apart)")
+    parser.add_argument(
+        "--evaluation", choices=("knn",), default="knn", help="what to measure (default: knn)"
+    )
+    parser.add_argument(
+        "--data",
+        help="labelled pictures: a built-in set or a folder of class folders "
+        "(default: the run's own, its held-out part)",
+    )
+    parser.add_argument(
+        "--test", help="labelled pictures to classify (default: a fifth of --data, kept apart)"
+    )
     parser.add_argument("--neighbours", type=int, default=20, help="k of the vote (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a table of metrics."""
+    import torch
+
     from scholarch.cli.sources import open_model
     from scholarch.data.catalog import open_source
     from scholarch.data.split import Subset, holdout
@@ -29,29 +38,44 @@ def run(arguments: argparse.Namespace) -> int:
     from scholarch.evaluation import knn
     from scholarch.evaluation.features import Pictures, extract
     from scholarch.registry.backbone import assemble
-    from scholarch.training.device import best_device
 
     if arguments.neighbours < 1:
-        raise UserError(f"{arguments.neighbours} neighbours cannot vote", where="--neighbours", fix="1 or more")
+        raise UserError(
+            f"{arguments.neighbours} neighbours cannot vote", where="--neighbours", fix="1 or more"
+        )
     model = open_model(arguments.model)
     name = arguments.data or model.data
     if name is None:
-        raise UserError("which pictures?", where="--data", fix="name labelled pictures, such as --data digits")
+        raise UserError(
+            "which pictures?", where="--data", fix="name labelled pictures, such as --data digits"
+        )
     source = open_source(name)
     if source.classes is None:
-        raise UserError("has no labels", where=f"--data {name}", fix="put each class into a folder of its own")
+        raise UserError(
+            "has no labels", where=f"--data {name}", fix="put each class into a folder of its own"
+        )
     if arguments.test:
         train, test = source, open_source(arguments.test, "folders")
         if test.classes != train.classes:
-            raise UserError("has other classes than --data", where=f"--test {arguments.test}", fix="use the same class folders")
+            raise UserError(
+                "has other classes than --data",
+                where=f"--test {arguments.test}",
+                fix="use the same class folders",
+            )
     else:
         first, second = holdout(source, 0.2, 0)
         train, test = Subset(source, first), Subset(source, second)
-    device = best_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = assemble(model.options, model.weights).float().to(device)
     view = EvaluationView(model.preprocessing.size, model.preprocessing.mean, model.preprocessing.std)
     parts = [
-        extract(backbone, Pictures.read(part, view, at_most=len(part), group=None), device=device, batch=256, group=None)
+        extract(
+            backbone,
+            Pictures.read(part, view, at_most=len(part), group=None),
+            device=device,
+            batch=256,
+            group=None,
+        )
         for part in (train, test)
     ]
     value = knn.accuracy(parts[0], parts[1], neighbours=arguments.neighbours, temperature=0.07)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scholarch.cli.pretrain import DEFAULT_RECIPE
+from scholarch.cli.sources import RECIPE
 from scholarch.config.load import merge, parse_override, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
 from scholarch.config.schema import Recipe
@@ -24,7 +25,6 @@ from scholarch.training.distributed import World
 from scholarch.training.preflight import Preflight, check
 from scholarch.training.recipe import load_recipe, recipe_from
 
-RECIPE = "recipe.yaml"
 STATE = "run.json"
 
 
@@ -128,9 +128,7 @@ def _new_run(recipe: Recipe) -> Path:
 def _resolve_on_first(recipe: Recipe, split: Split, world: World) -> tuple[dict[str, Any], ScanReport] | None:
     if not world.first:
         return None
-    resolved = autos.resolve(
-        recipe, split.train, world_size=world.size, local_size=world.local_size
-    )
+    resolved = autos.resolve(recipe, split.train, world_size=world.size, local_size=world.local_size)
     channels = resolved.data.channels
     look = scan(split.train, channels=channels if isinstance(channels, int) else None, at_most=256)
     look.require_good(f"data={recipe.data.source}")

@@ -12,10 +12,15 @@ DEFAULT_RECIPE = "demo/pictures"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "--recipe", metavar="NAME", help=f"a name of `scholarch recipes` or a YAML file (default: {DEFAULT_RECIPE})"
+        "--recipe",
+        metavar="NAME",
+        help=f"a name of `scholarch recipes` or a YAML file (default: {DEFAULT_RECIPE})",
     )
     parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="where everything of the run goes (default: runs/NAME-TIME)"
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="where everything of the run goes (default: runs/NAME-TIME)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run")
     parser.add_argument(
@@ -25,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; gives the exit code."""
-    from scholarch.cli.session import Request, Session
+    from scholarch.cli.plan import Request
+    from scholarch.cli.session import Session
     from scholarch.training.distributed import world
 
     # An elastic restart goes on where the last commit was.

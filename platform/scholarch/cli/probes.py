@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scholarch.cli.plan import Plan
+from scholarch.config.schema import settled
 from scholarch.data.views import EvaluationView
 from scholarch.evaluation import knn
 from scholarch.evaluation.features import Pictures, extract
@@ -30,9 +31,8 @@ class KnnProbe:
         network = learner.teachers[teacher]
         assert isinstance(network, Network)
         self.backbone, self.world, self.options = network.backbone, world, plan.recipe.evaluation
-        size = self.options.size
-        assert isinstance(size, int)
-        view = EvaluationView(size, plan.recipe.data.mean, plan.recipe.data.std)
+        data, size = plan.recipe.data, settled(self.options.size)
+        view = EvaluationView(size, settled(data.mean), settled(data.std))
         most = self.options.at_most
         self.train = Pictures.read(plan.split.train, view, at_most=most, group=world.group)
         self.held = Pictures.read(plan.split.held, view, at_most=most, group=world.group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,22 +12,29 @@ from typing import Any
 
 from scholarch import __version__
 from scholarch.cli.console import Console
-from scholarch.cli.handover import Handover
-from scholarch.cli.plan import RECIPE, STATE, Plan, Request, make_plan
+from scholarch.cli.handover import register, trained_model, write_export
+from scholarch.cli.plan import STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
+from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
 from scholarch.config.load import plain, to_yaml
+from scholarch.data.loader import StreamDataset
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED
-from scholarch.registry.tracking import Data, Tracker, known_run
+from scholarch.registry.models import Registered
+from scholarch.registry.tracking import Data, Status, Tracker, known_run
 from scholarch.storage.local import lock, write_text
-from scholarch.storage.records import RECORDS_NAME, append_record, keep_records
+from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
 from scholarch.training.assemble import Loading, build_dataset, build_learner
 from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.health import Health
-from scholarch.training.observe import Observer, Outcome
+from scholarch.training.learner import Learner
+from scholarch.training.observe import Outcome
 from scholarch.training.optimizer import Optimizer
 from scholarch.training.teachers import Teachers
 from scholarch.training.trainer import Probe, Trainer
+
+
+TRACKING_SECONDS = 60.0
 
 
 class Records:
@@ -47,6 +55,7 @@ class Session:
 
     def __init__(self, request: Request, world: World) -> None:
         self.request, self.world = request, world
+        self.tracker: Tracker | None = None
 
     def run(self) -> int:
         """The exit code: 0 done, 75 interrupted and resumable.
@@ -59,14 +68,14 @@ class Session:
         self._say(f"scholarch {__version__}  {plan.recipe.name}\n{plan.preflight.table()}")
         with ExitStack() as held:
             self.world.agree(lambda: self._open(plan, held) if self.world.first else None)
-            tracker = self._track(plan) if self.world.first else None
+            self.tracker = self._track(plan) if self.world.first else None
             try:
-                outcome, finished = self._train(plan, tracker)
+                code = self._carry_out(plan)
             except BaseException:
-                if tracker is not None:
-                    tracker.finish("FAILED")
+                self._finish_tracking("FAILED")
                 raise
-        return self._end(plan, outcome, finished)
+            self._finish_tracking("KILLED" if code == EXIT_INTERRUPTED else "FINISHED")
+        return code
 
     def _open(self, plan: Plan, held: ExitStack) -> None:
         plan.run.mkdir(parents=True, exist_ok=True)
@@ -80,37 +89,29 @@ class Session:
         tracker = Tracker.start(plan.run, plan.recipe.name, plan.run.name, known_run(plan.run))
         tracker.recipe(plain(plan.recipe))
         tracker.tags({"scholarch.version": __version__, "scholarch.world_size": self.world.size})
-        source = plan.recipe.data.source
-        tracker.data(
-            Data(
-                name=source.rstrip("/").rpartition("/")[2],
-                source=source if "/" in source else f"builtin:{source}",
-                fingerprint=plan.split.train.fingerprint(),
-                counts={"pictures": len(plan.split.train), "held_out": len(plan.split.held or ())},
-            )
-        )
+        tracker.data(data_of(plan))
         return tracker
 
-    def _train(self, plan: Plan, tracker: Tracker | None) -> tuple[Outcome, int]:
+    def _finish_tracking(self, status: Status) -> None:
+        if self.tracker is not None:
+            self.tracker.finish(status)
+
+    def _carry_out(self, plan: Plan) -> int:
         recipe, world = plan.recipe, self.world
         learner = build_learner(recipe, world)
-        steps = recipe.training.steps
         optimizer = Optimizer(
             learner.student,
             recipe.optimizer,
             global_batch=recipe.training.global_batch,
-            total_steps=steps,
+            total_steps=recipe.training.steps,
         )
-        keep = recipe.training.keep_checkpoints
-        checkpoints = Checkpoints(plan.run / "checkpoints", keep, world)
+        checkpoints = Checkpoints(plan.run / "checkpoints", recipe.training.keep_checkpoints, world)
         start = 0
         if plan.start is not None:
             checkpoints.load(plan.start, learner, optimizer)
             start = plan.start.step
-            self._say(f"resumed from {plan.start.path.name} of {plan.run}")
+            self._say(f"resumed from step {start} of {plan.run}")
         dataset = build_dataset(recipe, plan.split.train)
-        observers: list[Observer] = [Records(plan), Console(steps)] if world.first else []
-        handover = Handover(plan, learner, dataset, tracker, world)
         trainer = Trainer(
             recipe,
             learner,
@@ -120,32 +121,77 @@ class Session:
             plan.preflight.layout,
             checkpoints,
             world,
-            observers,
-            self._probes(plan, learner, handover),
+            [Records(plan), Console(recipe.training.steps)] if world.first else [],
+            self._probes(plan, learner),
         )
         outcome, finished = trainer.run(start)
-        handover.finish(outcome)
-        return outcome, finished
+        model = trained_model(recipe, learner, f"{plan.run.name}, step {finished}")
+        if world.first:
+            self._hand_over(plan, model, dataset, outcome, finished)
+        world.barrier()
+        return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE
 
-    def _probes(self, plan: Plan, learner: Any, handover: Handover) -> list[Probe]:
+    def _probes(self, plan: Plan, learner: Learner) -> list[Probe]:
         probes: list[Probe] = [Health(self.world)]
         if plan.split.held is not None:
-            probes.append(KnnProbe(plan, learner, handover.teacher, self.world))
+            probes.append(KnnProbe(plan, learner, exported_teacher(plan.recipe), self.world))
         return probes
 
-    def _end(self, plan: Plan, outcome: Outcome, finished: int) -> int:
+    def _hand_over(
+        self, plan: Plan, model: Model, dataset: StreamDataset, outcome: Outcome, finished: int
+    ) -> None:
+        """The report in any case; export and registered version when the run is done."""
+        assert self.tracker is not None
+        records = read_records(plan.run / RECORDS_NAME)
         steps = plan.recipe.training.steps
         if outcome == "interrupted":
             self._say(
                 f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}\n"
                 f"go on with: scholarch pretrain --run {plan.run} --resume"
             )
-            return EXIT_INTERRUPTED
-        return EXIT_DONE
+            return
+        write_export(model, plan.run / EXPORT)
+        self.tracker.wait(TRACKING_SECONDS)
+        registered = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
+        self._say(summary(plan, records, registered))
 
     def _say(self, text: str) -> None:
         if self.world.first:
             print(text, file=sys.stderr, flush=True)
+
+
+def data_of(plan: Plan) -> Data:
+    """The run's data set, as MLflow and the model card name it."""
+    source = plan.recipe.data.source
+    return Data(
+        name=source.rstrip("/").rpartition("/")[2],
+        source=source if "/" in source else f"builtin:{source}",
+        fingerprint=plan.split.train.fingerprint(),
+        counts={"pictures": len(plan.split.train), "held_out": len(plan.split.held or ())},
+    )
+
+
+def summary(plan: Plan, records: list[Record], registered: Registered) -> str:
+    """What came out, and what to type next."""
+    run = plan.run
+    lines = []
+    scores = [record["evaluation/knn"] for record in records if "evaluation/knn" in record]
+    if scores:
+        lines.append(
+            f"k-NN accuracy on {len(plan.split.held or ())} held-out pictures: "
+            f"{scores[-1]:.1%} trained, {scores[0]:.1%} untrained"
+        )
+    lines += [
+        f"registered {registered.name} version {registered.version}, alias candidate",
+        "next:",
+        f"  report      open {run}/report/index.html",
+        f"  evaluate    scholarch evaluate {run}",
+        f"  export      scholarch export {run} --to FOLDER",
+    ]
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        lines.append(f"  MLflow      mlflow ui --backend-store-uri sqlite:///{run}/mlflow/mlflow.db")
+    lines.append("  your own    scholarch pretrain data=FOLDER")
+    return "\n".join(lines)
 
 
 def _state(plan: Plan) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from scholarch.config.load import parse_yaml
-from scholarch.config.schema import Recipe
+from scholarch.config.schema import Recipe, settled
 from scholarch.errors import UserError
 from scholarch.models import BackboneOptions
 from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, load_backbone
@@ -46,11 +47,10 @@ def exported_teacher(recipe: Recipe) -> str:
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """What a resolved recipe says of pictures."""
-    size, mean, std = recipe.evaluation.size, recipe.data.mean, recipe.data.std
-    assert isinstance(size, int)
-    assert not isinstance(mean, str)
-    assert not isinstance(std, str)
-    return Preprocessing(size=size, mean=mean, std=std)
+    data = recipe.data
+    return Preprocessing(
+        size=settled(recipe.evaluation.size), mean=settled(data.mean), std=settled(data.std)
+    )
 
 
 def open_model(name: str) -> Model:
@@ -84,4 +84,4 @@ def open_model(name: str) -> Model:
 
 def _exported(folder: Path, name: str) -> Model:
     backbone, preprocessing = load_backbone(folder)
-    return Model(backbone.options, backbone.state_dict(), preprocessing, None, name)
+    return Model(cast(BackboneOptions, backbone.options), backbone.state_dict(), preprocessing, None, name)

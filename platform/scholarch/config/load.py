@@ -108,8 +108,7 @@ def read_recipe(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
                 f"recipes extend one another in a circle: {' -> '.join((*seen, name, base))}", where=name
             )
         data = merge(read_recipe(base, (*seen, name)), data)
-    data["name"] = data.get("name") if base is None and "name" in data else found.name
-    return data
+    return {**data, "name": found.name}
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -11,13 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from scholarch.config.schedule import Length, Schedule
 
 Auto = Literal["auto"]
+
+
+T = TypeVar("T")
+
+
+def settled(value: T | str) -> T:
+    """A setting that could be a word such as `auto`, once `training.autos` has resolved it."""
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} has not been resolved")
+    return value
 
 
 class Section(BaseModel):

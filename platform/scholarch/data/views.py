@@ -110,12 +110,13 @@ class MultiCrop:
         """The same, written to `batch[name][:, row]`; `batch` as from `empty`."""
         if picture.shape[0] != self.channels:
             raise ValueError(f"picture has {picture.shape[0]} channels, mean and std {self.channels}")
+        place = (seed, "step", step, position)
         for root, family in self._families.items():
-            for number in range(self.views[root].crops):
-                place = (seed, "step", step, position)
-                geometry = draws.generator(*place, "crop", root, number).random(GEOMETRY_DRAWS).tolist()
-                colour = draws.generator(*place, "colour", root, number).random(DISTORTION_DRAWS).tolist()
-                crops = self._crops(picture, root, family, number, geometry, colour)
+            count = self.views[root].crops
+            geometry = draws.generator(*place, "crop", root).random((count, GEOMETRY_DRAWS)).tolist()
+            colour = draws.generator(*place, "colour", root).random((count, DISTORTION_DRAWS)).tolist()
+            for number in range(count):
+                crops = self._crops(picture, root, family, number, geometry[number], colour[number])
                 for name, crop in crops.items():
                     self._normalise(crop, out=batch[name][number, row])
 

@@ -17,6 +17,7 @@ from scholarch.draws import generator
 from scholarch.errors import UserError
 from scholarch.models.features import Backbone, Views
 
+
 @dataclass(frozen=True)
 class Features:
     """Features of a labelled split.

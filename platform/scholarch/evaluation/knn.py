@@ -11,9 +11,7 @@ from scholarch.evaluation.features import Features
 CHUNK = 1024
 
 
-def vote(
-    train: Features, queries: Tensor, *, neighbours: int, temperature: float, classes: int
-) -> Tensor:
+def vote(train: Features, queries: Tensor, *, neighbours: int, temperature: float, classes: int) -> Tensor:
     """Class scores of each query: neighbours vote with exp(cosine / temperature).
 
     Args:
@@ -26,7 +24,8 @@ def vote(
     """
     k = min(neighbours, len(train.labels))
     scores = []
-    for chunk in queries.split(CHUNK):
+    for start in range(0, len(queries), CHUNK):
+        chunk = queries[start : start + CHUNK]
         similarity, index = (chunk @ train.values.T).topk(k, dim=1)  # [c, k]
         weights = (similarity / temperature).softmax(dim=1)
         votes = torch.zeros(len(chunk), classes, dtype=weights.dtype)

@@ -255,12 +255,12 @@ class CapiBlock(nn.Module):
     ) -> Tensor:
         def attend(y: Tensor) -> Tensor:
             y = self.norm1(y)
-            here = places.rows(kept_attention)
-            if context is None or context_places is None:
-                attended: Tensor = self.attn(y, y, here, here)
-                return attended
-            seen = context if kept_attention is None else context[kept_attention]
-            attended = self.attn(y, seen, here, context_places.rows(kept_attention))
+            seen, here = y, places.rows(kept_attention)
+            there = here
+            if context is not None and context_places is not None:
+                seen = context if kept_attention is None else context[kept_attention]
+                there = context_places.rows(kept_attention)
+            attended: Tensor = self.attn(y, seen, here, there)
             return attended
 
         x = add_branch(x, attend, kept_attention, scale)
@@ -390,7 +390,7 @@ def _border(count: int) -> Tensor:
 def _chosen(x: Tensor, mask: Tensor) -> Tensor:
     """The rows of x [B, N, D] where mask [B, N] is True, which are as many in each picture: [B, n, D]."""
     chosen = x[mask]
-    count = len(chosen) // max(len(x), 1)
+    count = len(chosen) // len(x) if len(x) else mask.shape[1]
     if (mask.sum(1) != count).any():
         raise ValueError("every picture must have the same number of masked and of predicted patches")
     return chosen.reshape(len(x), count, x.shape[2])

@@ -63,7 +63,7 @@ def _init_module(module: nn.Module, name: str, generator: torch.Generator) -> No
         init_conv(module, generator)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         nn.init.ones_(module.weight)
-        if getattr(module, "bias", None) is not None:
+        if isinstance(module, nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
     else:
         raise TypeError(

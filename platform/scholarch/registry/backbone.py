@@ -56,13 +56,16 @@ def assemble(options: BackboneOptions, weights: Mapping[str, Tensor]) -> Backbon
 
 def save_backbone(
     folder: Path, options: BackboneOptions, weights: Mapping[str, Tensor], preprocessing: Preprocessing
-) -> None:
+) -> int:
     """Write both files into an existing folder.
 
     Args:
         options: as the recipe resolved them.
         weights: whole tensors (not shards) by name.
         preprocessing: what pictures need before they reach the backbone.
+
+    Returns:
+        width of its features, D.
 
     Raises:
         UserError: if the weights are those of another architecture.
@@ -80,6 +83,7 @@ def save_backbone(
         "model": asdict(options),
     }
     (folder / OPTIONS_NAME).write_text(json.dumps(described, indent=2) + "\n")
+    return backbone.width
 
 
 def load_backbone(folder: Path) -> tuple[Backbone, Preprocessing]:

@@ -56,7 +56,7 @@ import mlflow, pandas
 model = mlflow.pyfunc.load_model("{address}")
 embeddings = model.predict(pandas.DataFrame({{"image": [open("picture.jpg", "rb").read()]}}))  # [1, {width}]
 ```""",
-        'Add `params={"return": "patches"}` for patch features. Weights alone: `data/backbone.safetensors`.',
+        'Add `params={"return": "patches"}` for patch features. Weights alone: `data/backbone/backbone.safetensors`.',
         "## Data",
         _data_table(card.data),
         "## Evaluation",

@@ -42,12 +42,15 @@ def connect(uri: str) -> Any:
     # MLflow's own retries would hold one request for minutes; ours are between requests.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    # After the import, which sets levels itself. What a user should know is said by us.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip in uv's environments
     return MlflowClient(uri)
 
 
@@ -61,6 +64,10 @@ def missing(error: Exception) -> bool:
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
-def reason(error: Exception) -> str:
-    """An error in one line, without secrets."""
-    return redact_text(str(error).splitlines()[0] if str(error) else repr(error))[:300]
+def reason(error: BaseException) -> str:
+    """What was at the root of an error, in one line, without secrets."""
+    # MLflow wraps what requests wraps what urllib3 wraps; "Connection refused" is at the bottom.
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
+    return redact_text(text.splitlines()[0])[:300]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scholarch.errors import RunFailed, UserError
 from scholarch.models import BackboneOptions
-from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, save_backbone
+from scholarch.registry.backbone import Preprocessing, assemble, save_backbone
 from scholarch.registry.card import Card, card_text
 from scholarch.registry.client import connect, reason, refused, tracking_uri
 from scholarch.registry.delivery import known_run
@@ -152,20 +152,18 @@ class _Registration:
     def _create_version(self, alias: str | None) -> Any:
         self._create_name()
         model = self._logged_model()
-        with TemporaryDirectory() as folder:
-            data = Path(folder) / "data"
-            data.mkdir()
-            card = self._write_data(data, alias)
-            if str(model.status) != "READY":
-                self._save(model, data, Path(folder) / "model")
+        card = self._card(alias)
+        if str(model.status) != "READY":
+            with TemporaryDirectory() as folder:
+                self._save(model, Path(folder), card)
                 self.client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
-                self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.finalize_logged_model(model.model_id, "READY")
         self._link_metrics(model.model_id)
         version = self.client.create_model_version(
             self.name,
-            f"models:/{model.model_id}",
+            model.artifact_location,
             self.run_id,
-            tags=self.tags,
+            tags={**self.tags, "model_id": model.model_id},
             description=card[:_DESCRIPTION_LENGTH],
             model_id=model.model_id,
         )
@@ -195,17 +193,13 @@ class _Registration:
         self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, self.trained.step)])
         return model
 
-    def _write_data(self, folder: Path, alias: str | None) -> str:
-        """Write the weights, options and card; returns the card."""
+    def _card(self, alias: str | None) -> str:
         trained = self.trained
-        save_backbone(folder, trained.options, trained.weights, trained.preprocessing)
-        width = json.loads((folder / OPTIONS_NAME).read_text())["width"]
-        card = card_text(trained.card, self.name, alias, width, trained.preprocessing.size)
-        (folder / "README.md").write_text(card)
-        return card
+        width = assemble(trained.options, trained.weights).width
+        return card_text(trained.card, self.name, alias, width, trained.preprocessing.size)
 
-    def _save(self, model: Any, data: Path, path: Path) -> None:
-        """Lay out the MLflow model: data, this package's code, signature, example, requirements."""
+    def _save(self, model: Any, folder: Path, card: str) -> None:
+        """Lay out `folder/model`: data, this package's code, signature, example, requirements, card."""
         import mlflow.pyfunc
         import numpy as np
         from mlflow.models import Model, ModelSignature
@@ -213,7 +207,9 @@ class _Registration:
 
         import scholarch
 
-        width = json.loads((data / OPTIONS_NAME).read_text())["width"]
+        trained, path, data = self.trained, folder / "model", folder / "backbone"
+        data.mkdir()
+        width = save_backbone(data, trained.options, trained.weights, trained.preprocessing)
         mlflow.pyfunc.save_model(
             path,
             loader_module="scholarch.registry.pyfunc",
@@ -224,9 +220,9 @@ class _Registration:
                 outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
                 params=ParamSchema([ParamSpec("return", "string", "cls")]),
             ),
-            input_example=_example(self.trained.preprocessing),
+            input_example=_example(trained.preprocessing),
             pip_requirements=requirements(),
-            metadata={"run_id": self.run_id, "step": self.trained.step},
+            metadata={"run_id": self.run_id, "step": trained.step},
             mlflow_model=Model(
                 artifact_path=model.artifact_location,
                 model_uuid=model.model_id,
@@ -237,6 +233,7 @@ class _Registration:
         # Found in the working directory by MLflow, and not what this model needs.
         for name in ("uv.lock", "pyproject.toml", ".python-version"):
             (path / name).unlink(missing_ok=True)
+        (path / "README.md").write_text(card)
 
     def _link_metrics(self, model_id: str) -> None:
         """Show the run's latest evaluations on the model's own page too."""

@@ -155,7 +155,8 @@ class Tracker:
                 current = self._begun
             self._wake.clear()
             closing = self._deadline is not None
-            self._samples.sample()
+            if not closing:
+                self._samples.sample()
             try:
                 self._delivery.send()
             except Exception as error:

@@ -44,8 +44,8 @@ def exit_code(codes: Collection[int], *, interrupted: bool = False) -> int:
 
 
 def say(text: str) -> None:
-    """Writes a line to stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Writes a line to stderr; nothing for an empty text."""
+    sys.stderr.write(f"{text}\n" if text else "")
     sys.stderr.flush()
 
 
@@ -102,23 +102,29 @@ class Agent(LocalElasticAgent):
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = [process.poll() for process in self._processes()]
-        if self.signal or EXIT_INTERRUPTED in codes:
+        codes = {process.poll() for process in self._processes()}
+        if self.signal or codes & {EXIT_INTERRUPTED, EXIT_WRONG_INPUT}:
             self._remaining_restarts = 0
-            if not self._deadline:
-                self._deadline = time.monotonic() + self._grace
-                self._send(signal.SIGTERM)
-            if None in codes and set(codes) <= {None, EXIT_DONE, EXIT_INTERRUPTED}:
-                if time.monotonic() < self._deadline:
-                    return RunResult(state=WorkerState.HEALTHY)
-                say(f"error: a worker did not end within {self._grace:g} s of the signal; killed")
-                self._send(signal.SIGKILL)
+            ends_well = codes <= {None, EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT}
+            if None in codes and ends_well and self._has_time(wrong_input=EXIT_WRONG_INPUT in codes):
+                return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
-            if EXIT_WRONG_INPUT in (failure.exitcode for failure in result.failures.values()):
-                self._remaining_restarts = 0
             self._report({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
+
+    def _has_time(self, *, wrong_input: bool) -> bool:
+        """Whether the workers that still run may go on; says to them once that they are to end."""
+        now = time.monotonic()
+        if not self._deadline:
+            # A mistake is every worker's, found at the same place: a moment is enough.
+            self._deadline = now + (1.0 if wrong_input else self._grace)
+            if not wrong_input:
+                self._send(signal.SIGTERM)
+        if now >= self._deadline and not wrong_input:
+            say(f"error: a worker did not end within {self._grace:g} s of the signal; killed")
+            self._send(signal.SIGKILL)
+        return now < self._deadline
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:
         assert isinstance(self._pcontext, SubprocessContext)

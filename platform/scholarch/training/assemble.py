@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from scholarch.config.schema import Recipe
-from scholarch.data.loader import MicroBatch, StepLoader, StreamDataset, ViewMask
+from scholarch.config.schema import Recipe, settled
+from scholarch.data.batch import MicroBatch
+from scholarch.data.loader import StepLoader, StreamDataset, ViewMask
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
 from scholarch.data.stream import SampleStream
@@ -97,7 +98,7 @@ def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
         if any(o.tokens == "predicted" for t in build_terms(recipe).values() for o in t.student_outputs()):
             masks[f"{view}/predicted"] = ViewMask(view, sampler.predicted, (side, side))
     stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
-    return StreamDataset(source, stream, MultiCrop(views, recipe.data.mean, recipe.data.std), masks)
+    return StreamDataset(source, stream, MultiCrop(views, settled(recipe.data.mean), settled(recipe.data.std)), masks)
 
 
 class Loading:
@@ -114,6 +115,6 @@ class Loading:
             micro_batches=self.layout.micro_batches,
             rank=self.world.rank,
             world=self.world.size,
-            workers=self.recipe.training.workers,
+            workers=settled(self.recipe.training.workers),
             pin_memory=torch.cuda.is_available(),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from typing import Any
 
 import torch
 
-from scholarch.config.schema import DataSection, Recipe
+from scholarch.config.schema import DataSection, Recipe, settled
 from scholarch.data.source import Source
 from scholarch.data.statistics import scan
 from scholarch.errors import UserError
@@ -46,10 +47,12 @@ def resolve(recipe: Recipe, source: Source, *, world_size: int, local_size: int)
     return recipe.model_copy(
         update={
             "data": data,
-            "model": _with_channels(recipe.model, data.channels),
+            "model": _with_channels(recipe.model, settled(data.channels)),
             "training": training.model_copy(update=changes),
             "evaluation": evaluation.model_copy(update=measured),
-            "registered_name": recipe.name.replace("/", "-") if recipe.registered_name == "auto" else recipe.registered_name,
+            "registered_name": recipe.name.replace("/", "-")
+            if recipe.registered_name == "auto"
+            else recipe.registered_name,
         }
     )
 
@@ -66,8 +69,8 @@ def _workers(local_size: int) -> int:
 
 def _data(recipe: Recipe, source: Source) -> DataSection:
     data = recipe.data
-    channels = data.channels
-    if channels == "auto":
+    channels = 0 if data.channels == "auto" else settled(data.channels)
+    if not channels:
         look = scan(source, seed=recipe.seed, at_most=256)
         look.require_good(f"data={data.source}")
         # Grey pictures among coloured ones are made coloured, never the other way round.
@@ -95,6 +98,4 @@ def _data(recipe: Recipe, source: Source) -> DataSection:
 
 
 def _with_channels(model: Any, channels: int) -> Any:
-    import dataclasses
-
     return dataclasses.replace(model, channels=channels)

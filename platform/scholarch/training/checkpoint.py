@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -119,7 +121,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.world.barrier()
-        dcp.save(_state(learner, optimizer), checkpoint_id=partial)
+        save(_state(learner, optimizer), checkpoint_id=partial)
         if self.world.first:
             files = sorted(path for path in partial.iterdir() if path.is_file())
             manifest = {
@@ -146,7 +148,7 @@ class Checkpoints:
         """
         state = _state(learner, optimizer)
         check_same_architecture(checkpoint, {"learner": state["learner"]})
-        dcp.load(state, checkpoint_id=checkpoint.path)
+        load(state, checkpoint_id=checkpoint.path)
         learner.load_state_dict(state["learner"])
         set_optimizer_state_dict(learner.student, optimizer.adamw, state["optimizer"], options=_FLAT)
 
@@ -158,13 +160,15 @@ def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dic
         UserError: if the checkpoint is damaged or of another architecture than the recipe.
     """
     if damage := checkpoint.damage():
-        raise UserError(f"the checkpoint is damaged: {damage}", where=str(checkpoint.path), fix="use another one")
+        raise UserError(
+            f"the checkpoint is damaged: {damage}", where=str(checkpoint.path), fix="use another one"
+        )
     with torch.device("meta"):
         names = build_backbone(recipe.model).state_dict()
     prefix = f"teachers.{teacher}.backbone."
     state = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in names.items()}
     check_same_architecture(checkpoint, {"learner": state}, only=f"learner.{prefix}")
-    dcp.load({"learner": state}, checkpoint_id=checkpoint.path, no_dist=True)
+    load({"learner": state}, checkpoint_id=checkpoint.path, no_dist=True)
     return {name: state[f"{prefix}{name}"] for name in names}
 
 
@@ -176,7 +180,7 @@ def check_same_architecture(
     Raises:
         UserError: listing the keys that are missing, extra or of another shape.
     """
-    metadata = dcp.FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    metadata = FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
     saved = {
         key: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else ()
         for key, entry in metadata.items()

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from scholarch.collectives import all_reduce_max, all_reduce_sum
+from scholarch.collectives import all_reduce_max, all_reduce_sum, gather_rows, upcast
 from scholarch.models.features import Features
+from scholarch.objectives import monitors
 from scholarch.training.distributed import World
 from scholarch.training.learner import StepValues
 
 HIGH_ENTROPY = 0.999
 FEW_PROTOTYPES = 0.02
-SAME_FEATURES = 0.99
+SAME_FEATURES = 0.05
 
 
 class Health:
-    """Measures a step's targets and teacher features over all ranks.
+    """Measures a step's targets and teacher features over all ranks; a Probe of the trainer.
 
     Metrics, for each term with targets: `health/teacher_entropy/TERM` (share of ln K: 0 is one
-    prototype, 1 is uniform), `health/prototypes_used/TERM` (share chosen at least once in the
-    step), `health/kl/TERM`. For the features that a teacher gives of its first views:
-    `health/cls_patch_cosine`, `health/cls_similarity` (mean cosine between pictures),
-    `health/patch_norm_mean`, `health/patch_norm_max`.
+    prototype, 1 is uniform), `health/prototypes_used/TERM` (share of those that the step's rows
+    could reach), `health/kl/TERM`. For the views that the first teacher saw:
+    `health/cls_patch_cosine`, `health/feature_std` (0: all pictures are the same, 1: none are
+    alike), `health/effective_rank` (of CLS), `health/patch_norm_mean`, `health/patch_norm_max`.
     """
 
     def __init__(self, world: World) -> None:
@@ -34,54 +33,46 @@ class Health:
 
     @torch.no_grad()
     def __call__(self, finished: int, values: StepValues) -> dict[str, float]:  # noqa: ARG002 - a Probe
+        group = self.world.group
+        by_term: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in sorted(values.drawn.items()):
+            term, _, key = name.partition("/")
+            by_term.setdefault(term, {})[key] = all_reduce_sum(tensor, group)
         metrics: dict[str, float] = {}
-        drawn = {name: all_reduce_sum(tensor, self.world.group) for name, tensor in sorted(values.drawn.items())}
-        for term in sorted({name.partition("/")[0] for name in drawn}):
-            metrics |= _targets(term, drawn)
+        for term, sums in by_term.items():
+            if "usage" in sums and sums["teacher_rows"] > 0:
+                metrics |= _targets(term, sums)
         if values.observed:
             metrics |= self._features(next(iter(values.observed.values())))
         return metrics
 
     def _features(self, features: Features) -> dict[str, float]:
-        cls, patches = features.cls.float(), features.patches.float()  # [B, D], [B, N, D]
-        norms = patches.norm(dim=-1)
-        unit = F.normalize(cls, dim=-1)
-        cosine = (unit[:, None] * F.normalize(patches, dim=-1)).sum(-1)  # [B, N]
-        count = len(cls)
-        # Mean over pairs of different pictures on this rank: (|sum of units|^2 - B) / (B (B - 1)).
-        pairs = max(count * (count - 1), 1)
-        similarity = (unit.sum(0).square().sum() - count) / pairs if count > 1 else unit.new_zeros(())
-        sums = torch.stack(
-            [
-                cosine.sum(),
-                norms.sum(),
-                norms.new_tensor(float(norms.numel())),
-                similarity * count,
-                norms.new_tensor(float(count if count > 1 else 0)),
-            ]
-        )
-        cosine_sum, norm_sum, tokens, similar, rows = all_reduce_sum(sums, self.world.group).tolist()
-        largest = all_reduce_max(norms.max() if norms.numel() else norms.new_zeros(()), self.world.group)
+        group = self.world.group
+        cls, patches = upcast(features.cls), upcast(features.patches)  # [B, D], [B, N, D]
+        everywhere = gather_rows(cls, group)
+        norms = monitors.patch_norms(patches) if len(cls) else {}
+        zero = cls.new_zeros(())
+        means = [monitors.cls_patch_cosine(cls, patches), norms["mean"]] if len(cls) else [zero, zero]
+        sums = all_reduce_sum(torch.stack([*means, zero + 1]) * len(cls), group).tolist()
         return {
-            "health/cls_patch_cosine": cosine_sum / max(tokens, 1),
-            "health/cls_similarity": similar / max(rows, 1),
-            "health/patch_norm_mean": norm_sum / max(tokens, 1),
-            "health/patch_norm_max": float(largest),
+            "health/cls_patch_cosine": sums[0] / sums[2],
+            "health/feature_std": float(monitors.feature_std(everywhere)),
+            "health/effective_rank": float(monitors.effective_rank(everywhere)),
+            "health/patch_norm_mean": sums[1] / sums[2],
+            "health/patch_norm_max": float(all_reduce_max(norms.get("largest", zero), group)),
         }
 
 
-def _targets(term: str, drawn: Mapping[str, Tensor]) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    usage = drawn.get(f"{term}/usage")
-    if usage is not None and usage.sum() > 0:
-        rows = float(drawn[f"{term}/teacher_rows"])
-        entropy = float(drawn[f"{term}/teacher_entropy"]) / rows / math.log(max(len(usage), 2))
+def _targets(term: str, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    health = monitors.assignment_health(sums)
+    prototypes, rows = len(sums["usage"]), float(sums["teacher_rows"])
+    metrics = {
+        f"health/teacher_entropy/{term}": health["teacher_entropy_share"],
         # With fewer rows than prototypes not all can be chosen.
-        reachable = min(len(usage), rows)
-        metrics[f"health/teacher_entropy/{term}"] = entropy
-        metrics[f"health/prototypes_used/{term}"] = float((usage > 0).sum()) / reachable
-    if f"{term}/kl" in drawn:
-        metrics[f"health/kl/{term}"] = float(drawn[f"{term}/kl"]) / max(float(drawn[f"{term}/kl_rows"]), 1.0)
+        f"health/prototypes_used/{term}": health["prototypes_used"] * prototypes / min(prototypes, rows),
+    }
+    if "kl" in health:
+        metrics[f"health/kl/{term}"] = health["kl"]
     return metrics
 
 
@@ -100,9 +91,9 @@ def warnings(metrics: Mapping[str, float]) -> dict[str, str]:
                 f"collapse: the targets of {term} are uniform (entropy {value:.2%} of its maximum). "
                 "Lower the teacher temperature, or check that the pictures differ"
             )
-        if name == "health/cls_similarity" and value > SAME_FEATURES:
+        if name == "health/feature_std" and value < SAME_FEATURES:
             found[name] = (
-                f"collapse: features of different pictures are nearly the same (mean cosine {value:.3f}). "
+                f"collapse: features of different pictures are nearly the same (spread {value:.3f}, healthy is 1). "
                 "Add koleo, raise the global batch, or lower optimizer.lr"
             )
     return found

@@ -44,7 +44,8 @@ class Launch:
         rendezvous: HOST:PORT of the store at which the nodes meet; empty for one node alone. A node
             that has this name hosts the store; where none has, it stands outside the workers.
         run_id: the same on all nodes of a run.
-        max_restarts: how many faults the workers of this node are started again after.
+        max_restarts: how many faults the workers of this node are started again after; None: 3 with
+            several nodes, where the fault may be another one's, and 0 with one.
         grace: seconds that workers have to save in after a signal.
     """
 
@@ -54,7 +55,7 @@ class Launch:
     processes: int = 1
     rendezvous: str = ""
     run_id: str = "scholarch"
-    max_restarts: int = 3
+    max_restarts: int | None = None
     grace: float = 60.0
 
 
@@ -93,7 +94,7 @@ def _run(request: Launch, meeting: RendezvousParameters, folder: str) -> int:
         entrypoint=sys.executable,
         args=("-m", request.module, *request.arguments),
         rdzv_handler=get_rendezvous_handler(meeting),
-        max_restarts=request.max_restarts,
+        max_restarts=_restarts(request),
         monitor_interval=0.1,
     )
     agent = Agent(spec, folder, request.grace)
@@ -109,6 +110,12 @@ def _run(request: Launch, meeting: RendezvousParameters, folder: str) -> int:
         # This closes the run's id for good; a node that was interrupted or faulty is to come back.
         spec.rdzv_handler.shutdown()
     return code
+
+
+def _restarts(request: Launch) -> int:
+    if request.max_restarts is None:
+        return 3 if request.nodes[1] > 1 else 0
+    return request.max_restarts
 
 
 def _cores() -> int:
@@ -153,7 +160,7 @@ def _parse(argv: Sequence[str] | None) -> Launch:
     options = parser.parse_args(argv)
     options.rendezvous = os.path.expandvars(options.rendezvous)
     options.arguments = tuple(options.arguments[options.arguments[:1] == ["--"] :])
-    if options.processes < 1 or options.max_restarts < 0 or options.grace < 0:
+    if options.processes < 1 or (options.max_restarts or 0) < 0 or options.grace < 0:
         parser.error("--processes is at least 1, --max-restarts and --grace are not negative")
     if options.nodes[1] > 1 and not options.rendezvous:
         parser.error("more than one node: say with --rendezvous HOST:PORT where they meet")

@@ -141,7 +141,9 @@ class Learner(nn.Module):
             views={name: images.shape[0] for name, images in batch.views.items()},
             masks=batch.masks,
             predicted={
-                name: batch.masks[f"{name}/predicted"] for name in batch.views if f"{name}/predicted" in batch.masks
+                name: batch.masks[f"{name}/predicted"]
+                for name in batch.views
+                if f"{name}/predicted" in batch.masks
             },
             grids={name: _grid(self.student, images) for name, images in batch.views.items()},
             group=self.group,
@@ -243,14 +245,14 @@ def _project(
     for output in sorted(wanted, key=str):
         rows, shape = _tokens(features[output.view], output, share)
         if output.head is None:
-            results[output] = rows.unflatten(0, shape) if len(shape) > 1 else rows
+            results[output] = rows.reshape(*shape, rows.shape[-1])
         else:
             by_head.setdefault(output.head, []).append((output, rows, shape))
     for name, entries in by_head.items():
         projected = network.heads[name](torch.cat([rows for _, rows, _ in entries]))
         pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
         for (output, _, shape), piece in zip(entries, pieces, strict=True):
-            results[output] = piece.unflatten(0, shape) if len(shape) > 1 else piece
+            results[output] = piece.reshape(*shape, piece.shape[-1])
     return results
 
 

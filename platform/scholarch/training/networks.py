@@ -86,7 +86,7 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
             check_initialised(unit)
             unit.requires_grad_(trained)
         if hasattr(unit, "checkpoint"):
-            unit.checkpoint = execution.activation_checkpointing and trained
+            setattr(unit, "checkpoint", execution.activation_checkpointing and trained)  # noqa: B010
         if execution.mesh is None:
             unit.to(execution.device)
         if execution.compile and unit is not network.backbone:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scholarch.config.schema import Recipe
+from scholarch.config.schema import Recipe, settled
 from scholarch.data.options import resolve_views
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
@@ -66,12 +66,21 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     rows = [
         ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
         ("views", ", ".join(f"{v.crops} {n} of {v.size} px" for n, v in resolve_views(recipe.views).items())),
-        ("model", f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}"),
+        (
+            "model",
+            f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}",
+        ),
         ("terms", ", ".join(recipe.terms)),
-        ("world", f"{world.size} {'process' if world.size == 1 else 'processes'} on {world.device.type}, {training.precision}"),
-        ("batch", _batch_words(recipe, layout, world)),
+        (
+            "world",
+            f"{world.size} process{'es' * (world.size > 1)} on {world.device.type}, {training.precision}",
+        ),
+        ("batch", _batch_words(layout, world)),
         ("steps", f"{training.steps:,}, that is {training.steps * training.global_batch:,} pictures seen"),
-        ("memory", f"about {readable_size(sum(sizes.values()))} a process, of {readable_size(_available(world))} free"),
+        (
+            "memory",
+            f"about {readable_size(sum(sizes.values()))} a process, of {readable_size(_available(world))} free",
+        ),
         ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
         ("results", str(run)),
     ]
@@ -122,7 +131,7 @@ def check_batch(recipe: Recipe, world_size: int) -> Layout:
                 where=f"terms.{name}.group",
                 fix=f"use a group size that divides {batch}",
             )
-    micro = recipe.training.micro_batch
+    micro = settled(recipe.training.micro_batch)
     return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
 
 
@@ -182,10 +191,14 @@ def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
     found = []
     largest = max(view.size for view in resolve_views(recipe.views).values())
     if small := look.smaller_than(largest):
-        found.append(f"{small} of {look.checked} pictures checked are smaller than {largest} px and will be enlarged")
+        found.append(
+            f"{small} of {look.checked} pictures checked are smaller than {largest} px and will be enlarged"
+        )
     if look.broken:
         shown = "; ".join(look.broken[:3])
-        found.append(f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}")
+        found.append(
+            f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}"
+        )
     if recipe.training.global_batch < 64:
         found.append(
             f"a global batch of {recipe.training.global_batch} is small for these objectives; 64 or more is steadier"
@@ -206,7 +219,7 @@ def _channels(recipe: Recipe) -> str:
     return f"{channels} channel{'s' if channels != 1 else ''}"
 
 
-def _batch_words(recipe: Recipe, layout: Layout, world: World) -> str:
+def _batch_words(layout: Layout, world: World) -> str:
     words = f"{layout.global_batch} pictures a step"
     if world.size > 1:
         words += f" over {world.size} processes"

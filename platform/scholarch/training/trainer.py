@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from scholarch.config.schema import Recipe
-from scholarch.data.loader import MicroBatch
+from scholarch.config.schema import Recipe, settled
+from scholarch.data.batch import MicroBatch
 from scholarch.errors import RunFailed
 from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
@@ -43,7 +42,7 @@ class Stop:
 
     asked: bool = False
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
@@ -126,7 +125,7 @@ class Trainer:
             RunFailed: a loss or gradient is not finite; the last checkpoint stands.
         """
         steps = self.recipe.training.steps
-        every = _whole(self.recipe.training.checkpoint_every)
+        every = settled(self.recipe.training.checkpoint_every)
         finished, saved = start, start
         if start == 0:
             self._tell({"step": 0, "time": time.time(), **self._probed(0, StepValues())})
@@ -149,9 +148,7 @@ class Trainer:
     def _step(self, step: int, batch: Sequence[MicroBatch], began: float, waited: float) -> bool:
         """One step; True when some rank was asked to stop."""
         placed = [self._place(part) for part in batch]
-        values = self.learner.accumulate(
-            placed, self.layout.bounds, self.recipe.training.global_batch, step
-        )
+        values = self.learner.accumulate(placed, self.layout.bounds, self.recipe.training.global_batch, step)
         names = sorted(values.parts)
         mine = torch.stack([values.parts[n].double() for n in names]).tolist() if names else []
         seconds = time.perf_counter() - began
@@ -167,7 +164,9 @@ class Trainer:
         self.teachers.step(step)
         self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()))
         self._count(rows, broken)
-        self._record(step, dict(zip(names, rows[:, : len(names)].sum(0).tolist(), strict=True)), norms, values)
+        self._record(
+            step, dict(zip(names, rows[:, : len(names)].sum(0).tolist(), strict=True)), norms, values
+        )
         return bool(rows[:, len(names)].any())
 
     def _place(self, part: MicroBatch) -> MicroBatch:
@@ -207,8 +206,8 @@ class Trainer:
     ) -> None:
         steps = self.recipe.training.steps
         finished = step + 1
-        probing = finished == steps or finished % _whole(self.recipe.evaluation.every) == 0
-        if not (probing or finished % _whole(self.recipe.training.log_every) == 0):
+        probing = finished == steps or finished % settled(self.recipe.evaluation.every) == 0
+        if not (probing or finished % settled(self.recipe.training.log_every) == 0):
             return
         record: dict[str, float] = {"step": finished, "time": time.time()}
         record["loss/total"] = sum(losses.values())
@@ -230,17 +229,9 @@ class Trainer:
             observer.recorded(record)
 
 
-def _whole(value: Any) -> int:
-    """A setting that had `auto` and is resolved by now."""
-    assert isinstance(value, int), value
-    return value
-
-
 def _memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 2**30
-
-

@@ -40,4 +40,4 @@ class Deadly:
         return ""
 
 
-KILLED, BUS, LEFT = signal.SIGKILL, signal.SIGBUS, 0
+KILLED, BUS = signal.SIGKILL, signal.SIGBUS

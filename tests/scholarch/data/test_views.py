@@ -21,7 +21,8 @@ def smooth(height: int = 60, width: int = 80, channels: int = 3) -> torch.Tensor
 def geometry(
     options: ViewOptions, picture: torch.Tensor, name: str, number: int = 0
 ) -> tuple[tuple[int, ...], bool]:
-    numbers = draws.generator(7, "step", 3, 11, "crop", name, number).random(GEOMETRY_DRAWS).tolist()
+    generator = draws.generator(7, "step", 3, 11, "crop", name)
+    numbers = generator.random((number + 1, GEOMETRY_DRAWS))[number].tolist()
     box = crop_box(picture.shape[1], picture.shape[2], options.scale, options.ratio, numbers)
     return box, mirrored(options, numbers)
 
@@ -97,6 +98,14 @@ def test_overshoot_of_a_bicubic_kernel_is_cut() -> None:
     )
     assert crop["x"].min() == 0
     assert crop["x"].max() == 1
+
+
+def test_more_crops_leave_the_first_ones() -> None:
+    mean, std = (0.5,) * 3, (0.5,) * 3
+    two, four = (
+        MultiCrop({"x": ViewOptions(count=n, size=16)}, mean, std)(smooth(), 1, 2, 3)["x"] for n in (2, 4)
+    )
+    assert four[:2].equal(two)
 
 
 def test_small_pictures_are_enlarged() -> None:

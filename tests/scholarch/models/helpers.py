@@ -15,10 +15,9 @@ TINY = {"size": None, "embed_dim": 16, "depth": 2, "heads": 2, "ffn": "mlp", "ff
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
     """Initialised, then every parameter moved by N(0, 0.3), in float64."""
-    initialise(module, seed)
+    initialise(module.double(), seed)
     check_initialised(module)
     generator = torch.Generator().manual_seed(seed)
-    module.double()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)

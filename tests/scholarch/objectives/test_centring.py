@@ -4,7 +4,8 @@ import torch
 from numpy.typing import NDArray
 from scholarch.collectives import rank
 from scholarch.objectives.centring import Centring, CentringOptions, sinkhorn_knopp
-from terms import on_ranks, random, slow_sinkhorn
+from gloo import run_ranks
+from terms import random, slow_sinkhorn
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -26,7 +27,7 @@ def test_sinkhorn_against_its_definition() -> None:
 @pytest.mark.parametrize("borders", [[0, 6, 12], [0, 5, 5, 12], [0, 0, 1, 2, 12]])
 def test_sinkhorn_over_uneven_and_empty_ranks(borders: list[int]) -> None:
     logits = random(12, 7)
-    found = torch.cat(on_ranks(len(borders) - 1, _sinkhorn_on_rank, logits, borders))
+    found = torch.cat(run_ranks(len(borders) - 1, _sinkhorn_on_rank, logits, borders))
     np.testing.assert_allclose(found, slow_sinkhorn(logits.numpy(), TEMPERATURE), rtol=1e-12)
 
 
@@ -87,7 +88,7 @@ def test_moving_average_affects_later_steps_only(borders: list[int]) -> None:
     if world == 1:
         results = [_moving_average_on_rank(None, steps, borders)]
     else:
-        results = on_ranks(world, _moving_average_on_rank, steps, borders)
+        results = run_ranks(world, _moving_average_on_rank, steps, borders)
     centre = np.zeros(5)
     for step, logits in enumerate(steps):
         found = torch.cat([result[step] for result in results])

@@ -146,7 +146,7 @@ def test_the_version_says_where_it_comes_from(registered: tuple[Path, str]) -> N
     folder, run_id = registered
     client = MlflowClient(local_uri(folder))
     version = client.get_model_version_by_alias("dino", "candidate")
-    model = client.get_logged_model(version.model_id)
+    model = client.get_logged_model(version.tags["model_id"])
     run = client.get_run(run_id)
 
     assert version.run_id == run_id
@@ -156,12 +156,13 @@ def test_the_version_says_where_it_comes_from(registered: tuple[Path, str]) -> N
         "code_version": "0.1.0",
         "run_id": run_id,
         "step": "30",
+        "model_id": model.model_id,
     }
     assert "| knn | 0.9123 |" in version.description
     assert "models:/dino@candidate" in version.description
     assert [(metric.key, metric.value) for metric in model.metrics] == [("evaluation/knn", 0.9)]
     assert len(client.get_metric_history(run_id, "evaluation/knn")) == 1
-    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
     assert run.info.status == "FINISHED"
 
@@ -177,9 +178,11 @@ def test_the_files_of_a_model(registered: tuple[Path, str]) -> None:
     folder = model_folder(registered[0])
     described = yaml.safe_load((folder / "MLmodel").read_text())
 
-    assert sorted(path.name for path in (folder / "data").iterdir()) == [
-        "README.md", "backbone.json", "backbone.safetensors",
-    ]  # fmt: skip
+    assert sorted(path.name for path in (folder / "data" / "backbone").iterdir()) == [
+        "backbone.json",
+        "backbone.safetensors",
+    ]
+    assert "# dino" in (folder / "README.md").read_text()
     assert json.loads(described["signature"]["inputs"]) == [
         {"type": "binary", "name": "image", "required": True}
     ]
@@ -193,19 +196,30 @@ def test_the_files_of_a_model(registered: tuple[Path, str]) -> None:
     assert not list(folder.rglob("*.pkl"))
 
 
-def test_the_input_example_can_be_served(registered: tuple[Path, str]) -> None:
-    from mlflow.models import convert_input_example_to_serving_input, validate_serving_input
+def test_base64_over_http_gives_the_same(registered: tuple[Path, str]) -> None:
+    from mlflow.models import convert_input_example_to_serving_input
     from mlflow.pyfunc import load_model
+    from mlflow.pyfunc.scoring_server import invocations
 
-    folder = model_folder(registered[0])
-    _, files = pictures()
-    payload = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(files[0]).decode()]]}}
+    arrays, files = pictures()
+    model = load_model(str(model_folder(registered[0])))
+    encoded = [[base64.b64encode(file).decode()] for file in files]
+    payloads = {
+        "own": json.dumps({"dataframe_split": {"columns": ["image"], "data": encoded}}),
+        "example": convert_input_example_to_serving_input(model.input_example),
+    }
 
-    example = load_model(str(folder)).input_example
-    assert example["image"][0][:4] == b"\x89PNG"
-    served = validate_serving_input(str(folder), convert_input_example_to_serving_input(example))
-    assert np.asarray(served).shape == (1, 16)
-    assert np.asarray(validate_serving_input(str(folder), json.dumps(payload))).shape == (1, 16)
+    # What `mlflow models serve` does with a request.
+    answers = {
+        name: invocations(payload, "application/json", model, model.metadata.get_input_schema())
+        for name, payload in payloads.items()
+    }
+
+    assert {answer.status for answer in answers.values()} == {200}
+    found = np.asarray(json.loads(answers["own"].response)["predictions"])
+    np.testing.assert_allclose(found, features(arrays).cls.numpy(), atol=1e-6)
+    assert np.asarray(json.loads(answers["example"].response)["predictions"]).shape == (1, 16)
+    assert model.input_example["image"][0][:4] == b"\x89PNG"
 
 
 def test_it_loads_where_the_package_is_not_installed(registered: tuple[Path, str], tmp_path: Path) -> None:
@@ -245,7 +259,7 @@ def test_the_alias_moves_to_a_later_step_and_not_back(run_folder: Path) -> None:
     assert register_backbone(run_folder, "dino", trained(10)).version == "1"
     assert register_backbone(run_folder, "dino", trained(20)).version == "2"
     assert not register_backbone(run_folder, "dino", trained(10)).created
-    assert client.get_model_version_by_alias("dino", "candidate").version == "2"
+    assert client.get_model_version_by_alias("dino", "candidate").version == 2
     assert register_backbone(run_folder, "other", trained(20), alias=None).version == "1"
     assert client.get_registered_model("other").aliases == {}
 
@@ -264,7 +278,7 @@ def test_a_registration_cut_in_the_middle_is_completed(
     register_backbone(run_folder, "dino", trained())
 
     version = client.get_model_version_by_alias("dino", "candidate")
-    assert version.model_id == begun.model_id
+    assert version.tags["model_id"] == begun.model_id
     assert load(run_folder, monkeypatch).predict(_frame()).shape == (1, 16)
 
 

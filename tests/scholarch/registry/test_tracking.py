@@ -166,7 +166,7 @@ def test_a_run_that_was_deleted_is_made_again_from_the_file(run_folder: Path, hi
     assert known_run(run_folder) == resumed.run_id
 
 
-def test_numbers_that_are_not_finite_and_odd_names_arrive(run_folder: Path, history: History) -> None:
+def test_numbers_that_are_not_finite_and_odd_names_arrive(run_folder: Path) -> None:
     append_record(run_folder / "metrics.jsonl", {"step": 1, "time": 1.0, "loss/π(x)": 3, "note": "text"})
     write(run_folder, 2, 2, **{"loss/koleo": math.nan})
     tracker = start(run_folder)

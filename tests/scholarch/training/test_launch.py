@@ -124,7 +124,7 @@ def test_wrong_input_is_said_once_and_not_tried_again(stand_in: Callable[[str], 
         sys.stderr.write("error: data: no such folder\\n")
         sys.exit(2)
     """)
-    code, output = Started(folder, processes=2).end()
+    code, output = Started(folder, processes=2, max_restarts=2).end()
     assert (code, output) == (2, "error: data: no such folder\n")
     assert sorted((folder / "starts").read_text().split()) in (["0"], ["1"], ["0", "1"])
 
@@ -165,6 +165,8 @@ def test_fault_that_comes_back_ends_with_1(stand_in: Callable[[str], Path]) -> N
     code, output = Started(folder, max_restarts=1).end()
     assert code == 1
     assert output.count("worker 0 ended with signal SIGKILL") == 2
+    code, output = Started(folder).end()
+    assert (code, output) == (1, "worker 0 ended with signal SIGKILL\n"), "one node alone does not try again"
 
 
 SAVES_ON_SIGTERM = """
@@ -183,7 +185,7 @@ SAVES_ON_SIGTERM = """
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_lets_the_workers_save(stand_in: Callable[[str], Path], number: signal.Signals) -> None:
     folder = stand_in(SAVES_ON_SIGTERM)
-    started = Started(folder, processes=2)
+    started = Started(folder, processes=2, max_restarts=2)
     wait_for(folder / "up-0", folder / "up-1")
     started.signal(number)
     time.sleep(0.3)
@@ -194,7 +196,7 @@ def test_signal_lets_the_workers_save(stand_in: Callable[[str], Path], number: s
 
 def test_one_worker_that_is_interrupted_ends_all(stand_in: Callable[[str], Path]) -> None:
     folder = stand_in(SAVES_ON_SIGTERM.replace("while not asked", "while rank == 0 and not asked"))
-    assert Started(folder, processes=2).end() == (75, "")
+    assert Started(folder, processes=2, max_restarts=2).end() == (75, "")
     assert (folder / "saved").exists()
 
 
@@ -282,15 +284,7 @@ def test_command_from_the_repository_root(stand_in: Callable[[str], Path]) -> No
     folder = stand_in(
         "sys.exit(0 if sys.argv[1:] == ['pretrain', '--recipe', 'demo/digits', 'seed=3'] else 1)"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "scholarch.training.launch",
-        "--module",
-        "stand_in",
-        "--max-restarts",
-        "0",
-    ]
+    command = [sys.executable, "-m", "scholarch.training.launch", "--module", "stand_in"]
     done = subprocess.run(
         [*command, "--", "pretrain", "--recipe", "demo/digits", "seed=3"],
         cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=SECONDS, check=False,

@@ -1,0 +1,110 @@
+"""What a run leaves behind: the exported backbone, its version in the registry, the report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scholarch import __version__
+from scholarch.cli.sources import Model, exported_teacher, preprocessing_of
+from scholarch.config.schema import Recipe
+from scholarch.errors import UserError
+from scholarch.registry.backbone import assemble, save_backbone
+from scholarch.registry.card import Card
+from scholarch.registry.models import Registered, Trained, register_backbone
+from scholarch.registry.outbox import Data
+from scholarch.storage.local import write_text
+from scholarch.storage.records import Record
+from scholarch.training.learner import Learner
+from scholarch.training.networks import Network, whole_state
+
+TIMM_WEIGHTS = "timm.safetensors"
+TIMM = "timm_model.py"
+
+
+def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
+    """The backbone that a run gives away; all ranks take part, and all get it."""
+    network = learner.teachers[exported_teacher(recipe)]
+    assert isinstance(network, Network)
+    return Model(
+        recipe.model, whole_state(network.backbone), preprocessing_of(recipe), recipe.data.source, origin
+    )
+
+
+def write_export(model: Model, folder: Path) -> None:
+    """Writes a backbone as safetensors with its options, and as a checkpoint for timm.
+
+    The folder exists whole or not at all: it is filled under another name and renamed.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_backbone(partial, model.options, model.weights, model.preprocessing)
+    _write_timm(model, partial)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _write_timm(model: Model, folder: Path) -> None:
+    """timm's checkpoint and what to call `create_model` with; nothing where timm lacks the architecture."""
+    from safetensors.torch import save_file
+
+    from scholarch.models.timm_names import to_timm
+
+    try:
+        found = to_timm(assemble(model.options, model.weights))
+    except UserError:
+        return
+    seen = model.preprocessing
+    save_file(found.state, folder / TIMM_WEIGHTS, metadata={"format": "pt"})
+    note = (
+        f"# Run it in this folder. Pictures: {len(seen.mean)} channels in [0, 1], {seen.size} x {seen.size} pixels,\n"
+        f"# then (picture - mean) / std with mean {seen.mean} and std {seen.std}.\n"
+    )
+    write_text(folder / TIMM, f"{note}{found.snippet(TIMM_WEIGHTS)}\n")
+
+
+def how_to_load(folder: Path) -> str:
+    """What to type to use an export."""
+    lines = [
+        f"exported to {folder}",
+        "  from pathlib import Path",
+        "  from scholarch.registry.backbone import load_backbone",
+        f"  backbone, preprocessing = load_backbone(Path({str(folder)!r}))",
+    ]
+    if (folder / TIMM).is_file():
+        lines.append(f"or without scholarch, by timm: {folder / TIMM}")
+    return "\n".join(lines)
+
+
+def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, last: Record) -> Registered:
+    """Registers a run's backbone with its card; safe to repeat.
+
+    Raises:
+        RunFailed: if MLflow cannot be reached.
+    """
+    evaluations = {name: value for name, value in last.items() if name.startswith("evaluation/")}
+    card = Card(
+        recipe=recipe.name,
+        summary=recipe.about,
+        data=[data],
+        evaluations=evaluations,
+        facts={
+            "Steps": f"{step:,} of {recipe.training.steps:,}",
+            "Pictures seen": f"{step * recipe.training.global_batch:,}",
+            "Code": f"scholarch {__version__}",
+        },
+    )
+    tags = {"recipe": recipe.name, "data_fingerprint": data.fingerprint, "code_version": __version__}
+    trained = Trained(
+        options=model.options,
+        weights=model.weights,
+        preprocessing=model.preprocessing,
+        step=step,
+        card=card,
+        tags=tags,
+    )
+    name: Any = recipe.registered_name
+    return register_backbone(run, name, trained)

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 120

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from scholarch.collectives import rank, world_size
 from scholarch.objectives.term import Output, Share, Term
 from torch import Tensor
 from torch.distributed import ProcessGroup
-
 
 
 @dataclass(kw_only=True)

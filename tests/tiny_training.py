@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from scholarch.config.schema import Recipe
+from scholarch.data.catalog import open_source
 from scholarch.draws import torch_generator
-from scholarch.training.assemble import build_networks, build_terms, _width
+from scholarch.training import autos
+from scholarch.training.assemble import _width, build_networks, build_terms, build_trainer
+from scholarch.training.checkpoint import newest_whole
+from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, materialise
+from scholarch.training.preflight import check_batch
 from scholarch.training.recipe import load_recipe
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
 
 TINY = (
     "model.channels=1",
@@ -88,3 +96,41 @@ def tiny_learner(recipe: Recipe, group: ProcessGroup | None = None, precision: s
         term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
     sees = {name: options.sees for name, options in recipe.teachers.items()}
     return Learner(student, teachers, sees, terms, seed=recipe.seed, group=group)
+
+
+class Kept:
+    """An observer that keeps the records."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def recorded(self, record: Mapping[str, float]) -> None:
+        self.records.append(dict(record))
+
+    def warned(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+def train(world: World, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
+    """Trains the tiny recipe on digits as `scholarch pretrain` does, and gives rank 0's records.
+
+    Goes on from the newest checkpoint in `folder` where there is one.
+    """
+    source = open_source("digits")
+    recipe = autos.resolve(
+        tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size
+    )
+    layout = check_batch(recipe, world.size)
+    kept = Kept()
+    trainer = build_trainer(recipe, source, layout, world, folder, [kept])
+    found = newest_whole(folder)
+    trainer.run(trainer.resume(found) if found else 0)
+    return kept.records
+
+
+def gloo_world(group: ProcessGroup | None) -> World:
+    """The world of a process that `run_ranks` started, or of this process alone."""
+    rank = dist.get_rank(group)
+    size = dist.get_world_size(group)
+    mesh = init_device_mesh("cpu", (size,))
+    return World(rank, size, rank, size, torch.device("cpu"), mesh, group if size > 1 else None)

@@ -30,7 +30,7 @@ class UserError(Exception):
         return f"{where}{self.what}{fix}"
 
 
-class RunFailed(Exception):
+class RunFailed(Exception):  # noqa: N818 - it names what happened, as UserError does not fit
     """A run that cannot go on and that no changed argument would mend; the command exits with 1."""
 
     exit_code = EXIT_FAILED

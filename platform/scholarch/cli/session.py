@@ -17,22 +17,17 @@ from scholarch.cli.plan import STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
 from scholarch.config.load import plain, to_yaml
-from scholarch.data.loader import StreamDataset
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED
 from scholarch.registry.models import Registered
 from scholarch.registry.tracking import Data, Status, Tracker, known_run
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
-from scholarch.training.assemble import Loading, build_dataset, build_learner
-from scholarch.training.checkpoint import Checkpoints
+from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import World
 from scholarch.training.health import Health
 from scholarch.training.learner import Learner
-from scholarch.training.observe import Outcome
-from scholarch.training.optimizer import Optimizer
-from scholarch.training.teachers import Teachers
-from scholarch.training.trainer import Probe, Trainer
-
+from scholarch.training.observe import Observer, Outcome
+from scholarch.training.trainer import Probe
 
 TRACKING_SECONDS = 60.0
 
@@ -98,36 +93,18 @@ class Session:
 
     def _carry_out(self, plan: Plan) -> int:
         recipe, world = plan.recipe, self.world
-        learner = build_learner(recipe, world)
-        optimizer = Optimizer(
-            learner.student,
-            recipe.optimizer,
-            global_batch=recipe.training.global_batch,
-            total_steps=recipe.training.steps,
-        )
-        checkpoints = Checkpoints(plan.run / "checkpoints", recipe.training.keep_checkpoints, world)
+        observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
+        layout, folder = plan.preflight.layout, plan.run / "checkpoints"
+        trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
+        trainer.probes += self._probes(plan, trainer.learner)
         start = 0
         if plan.start is not None:
-            checkpoints.load(plan.start, learner, optimizer)
-            start = plan.start.step
+            start = trainer.resume(plan.start)
             self._say(f"resumed from step {start} of {plan.run}")
-        dataset = build_dataset(recipe, plan.split.train)
-        trainer = Trainer(
-            recipe,
-            learner,
-            optimizer,
-            Teachers(learner, recipe.teachers),
-            Loading(recipe, dataset, plan.preflight.layout, world),
-            plan.preflight.layout,
-            checkpoints,
-            world,
-            [Records(plan), Console(recipe.training.steps)] if world.first else [],
-            self._probes(plan, learner),
-        )
         outcome, finished = trainer.run(start)
-        model = trained_model(recipe, learner, f"{plan.run.name}, step {finished}")
+        model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:
-            self._hand_over(plan, model, dataset, outcome, finished)
+            self._hand_over(plan, model, outcome, finished)
         world.barrier()
         return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE
 
@@ -137,9 +114,7 @@ class Session:
             probes.append(KnnProbe(plan, learner, exported_teacher(plan.recipe), self.world))
         return probes
 
-    def _hand_over(
-        self, plan: Plan, model: Model, dataset: StreamDataset, outcome: Outcome, finished: int
-    ) -> None:
+    def _hand_over(self, plan: Plan, model: Model, outcome: Outcome, finished: int) -> None:
         """The report in any case; export and registered version when the run is done."""
         assert self.tracker is not None
         records = read_records(plan.run / RECORDS_NAME)

@@ -48,9 +48,7 @@ def exported_teacher(recipe: Recipe) -> str:
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """What a resolved recipe says of pictures."""
     data = recipe.data
-    return Preprocessing(
-        size=settled(recipe.evaluation.size), mean=settled(data.mean), std=settled(data.std)
-    )
+    return Preprocessing(size=settled(recipe.evaluation.size), mean=settled(data.mean), std=settled(data.std))
 
 
 def open_model(name: str) -> Model:

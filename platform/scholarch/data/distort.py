@@ -19,6 +19,7 @@ from scholarch.data.options import ViewOptions
 TRIES = 10
 GEOMETRY_DRAWS = 2 * TRIES + 3
 DISTORTION_DRAWS = 13
+_CHANNEL_ANGLES = (5.0, 3.0, 1.0)  # red, green, blue, in sixths of the circle
 
 
 def crop_box(
@@ -84,7 +85,7 @@ def _jitter(crop: Tensor, options: ViewOptions, amounts: Sequence[float], order:
         elif change == 2 and options.saturation and colour:
             crop = functional.adjust_saturation_image(crop, factors[2])
         elif change == 3 and options.hue and colour:
-            crop = functional.adjust_hue_image(crop, options.hue * (2 * amounts[3] - 1))
+            crop = turn_hue(crop, options.hue * (2 * amounts[3] - 1))
     return crop
 
 
@@ -94,6 +95,27 @@ def _contrast(crop: Tensor, factor: float) -> Tensor:
         return adjusted
     mean = crop.mean((1, 2), keepdim=True)
     return torch.lerp(mean, crop, factor).clamp_(0, 1)
+
+
+def turn_hue(crop: Tensor, turn: float) -> Tensor:
+    """Hue moved by `turn` of the colour circle, value and saturation kept.
+
+    The same as torchvision's `adjust_hue`, which goes through a picture in HSV, in half the time or
+    less: the angle suffices, for each channel is the largest one less a part of the spread.
+
+    Args:
+        crop: [3, H, W] in [0, 1].
+    """
+    low, high = torch.aminmax(crop, dim=0)
+    spread = high - low
+    red, green, blue = crop.unbind(0)
+    divisor = torch.where(spread == 0, 1.0, spread)
+    # Angle in sixths of the circle, from red.
+    by_green = torch.where(high == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    angle = torch.where(high == red, (green - blue) / divisor, by_green)
+    sixth = (angle.add_(6 * turn) + crop.new_tensor(_CHANNEL_ANGLES).view(3, 1, 1)).remainder_(6)
+    part = torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
+    return torch.addcmul(high, part, spread, value=-1)
 
 
 def blur(crop: Tensor, kernel: int, sigma: float) -> Tensor:

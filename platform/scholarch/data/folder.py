@@ -75,8 +75,11 @@ class FolderSource:
 
 def _list(root: Path) -> tuple[list[tuple[bytes, int]], Counter[str]]:
     """(name below root, size in bytes) of each picture, sorted; and other files' endings, counted."""
-    if not root.is_dir():
-        raise _no_folder(root)
+    try:
+        if not root.is_dir():
+            raise _no_folder(root)
+    except OSError as error:
+        raise _unreadable(root, error) from error
     entries: list[tuple[bytes, int]] = []
     others: Counter[str] = Counter()
     seen = {_identity(root)}
@@ -94,7 +97,7 @@ def _list(root: Path) -> tuple[list[tuple[bytes, int]], Counter[str]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
                 seen.add(_identity(root / name))
-            elif entry.is_dir():
+            elif _leads_to_folder(entry):
                 links.append(name)
             elif (suffix := Path(entry.name).suffix.lower()) in SUFFIXES:
                 entries.append((os.fsencode(name), _size(entry)))
@@ -108,10 +111,21 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             visible = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise UserError(
-            f"the folder cannot be read: {error.strerror}", where=str(folder), fix="check its permissions"
-        ) from error
+        raise _unreadable(folder, error) from error
     return iter(sorted(visible, key=lambda entry: entry.name, reverse=True))
+
+
+def _unreadable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the folder cannot be read: {error.strerror}", where=str(folder), fix="check its permissions"
+    )
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where we may not look
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -41,7 +41,6 @@ def _dinov2(size: Any, file: str, registers: int) -> Released:
         ffn="swiglu" if size == "giant" else "mlp",
         patch=14,
         registers=registers,
-        masked_key_bias=False,
         position="learned",
         learned=LearnedPositionOptions(grid=37, interpolation="size" if registers else "scale"),
     )
@@ -54,7 +53,6 @@ def _dino(size: Any, patch: int, file: str) -> Released:
         patch=patch,
         registers=0,
         layer_scale=None,
-        masked_key_bias=False,
         position="learned",
         learned=LearnedPositionOptions(grid=224 // patch, interpolation="scale"),
     )

@@ -18,7 +18,7 @@ from scholarch.errors import UserError
 from scholarch.models import convnext
 from scholarch.models.convnext import ConvNeXt
 from scholarch.models.features import Backbone
-from scholarch.models.layouts import State, backwards, fuse, renamed, replaced, split_fused
+from scholarch.models.layouts import State, backwards, fuse, renamed, replace_part, replaced, split_fused
 from scholarch.models.vit import SIZES, Size, VisionTransformer
 from scholarch.models.weights import load_strictly
 
@@ -44,7 +44,7 @@ class TimmModel(NamedTuple):
     Attributes:
         architecture: a name timm knows.
         arguments: to `create_model`; the model then gives CLS after the final norm [B, D].
-        state: tensors under timm's names, on the CPU.
+        state: tensors under timm's names.
     """
 
     architecture: str
@@ -87,16 +87,12 @@ def to_timm(backbone: Backbone) -> TimmModel:
     """
     if isinstance(backbone, ConvNeXt):
         return _to_convnext(backbone)
-    if isinstance(backbone, VisionTransformer):
-        lacking = _lacking(backbone)
-        if not lacking:
-            return _to_eva(backbone) if backbone.pos_embed is None else _to_vit(backbone)
-    else:
-        lacking = [f"the kind {backbone.options.kind!r}"]  # type: ignore[union-attr]
-    raise UserError(
-        f"timm has no model with {', '.join(lacking)}",
-        fix="export as safetensors under our own names instead",
-    )
+    vit = _known_to_timm(backbone)
+    if vit.pos_embed is not None:
+        return _to_vit(vit)
+    if vit.options.qkv_bias and not vit.options.masked_key_bias and _key_bias(vit):
+        raise _no_model("rope and a key bias")
+    return _to_eva(vit)
 
 
 def import_timm(backbone: Backbone, state: Mapping[str, Tensor], *, where: str = "") -> None:
@@ -108,20 +104,30 @@ def import_timm(backbone: Backbone, state: Mapping[str, Tensor], *, where: str =
     Raises:
         UserError: naming all keys that are missing, extra, misshaped or hold NaN, or as `to_timm`.
     """
-    to_timm(backbone)  # says what timm lacks
     if isinstance(backbone, ConvNeXt):
         found = _from_convnext(state)
     else:
-        assert isinstance(backbone, VisionTransformer)
-        found = _from_eva(backbone, state) if backbone.pos_embed is None else _from_vit(state)
-        found["mask_token"] = torch.zeros(1, backbone.width)
-        if backbone.local_cls_norm is not None:
+        vit = _known_to_timm(backbone)
+        found = _from_eva(vit, state) if vit.pos_embed is None else _from_vit(state)
+        found["mask_token"] = torch.zeros(1, vit.width)
+        if not vit.options.layer_scale:
+            found = {n: t for n, t in found.items() if not n.endswith(".gamma") or bool((t != 1).any())}
+        if vit.local_cls_norm is not None:
             found |= {f"local_cls_{n}": t for n, t in found.items() if n in ("norm.weight", "norm.bias")}
     load_strictly(backbone, found, where)
 
 
-def _lacking(backbone: VisionTransformer) -> list[str]:
-    """What of the backbone timm does not have."""
+def _no_model(*lacking: str) -> UserError:
+    return UserError(
+        f"timm has no model with {', '.join(lacking)}",
+        fix="export as safetensors under our own names instead",
+    )
+
+
+def _known_to_timm(backbone: Backbone) -> VisionTransformer:
+    """The backbone, if timm has its architecture."""
+    if not isinstance(backbone, VisionTransformer):
+        raise _no_model(f"the architecture {type(backbone).__name__}")
     options = backbone.options
     lacking = []
     if options.norm == "rmsnorm":
@@ -133,9 +139,9 @@ def _lacking(backbone: VisionTransformer) -> list[str]:
             lacking.append("rope periods by minimum and maximum")
         if options.rope.coordinates != "separate":
             lacking.append(f"rope coordinates {options.rope.coordinates}")
-        if options.qkv_bias and not options.masked_key_bias and _key_bias(backbone):
-            lacking.append("rope and a key bias")
-    return lacking
+    if lacking:
+        raise _no_model(*lacking)
+    return backbone
 
 
 def _key_bias(backbone: VisionTransformer) -> bool:
@@ -145,13 +151,20 @@ def _key_bias(backbone: VisionTransformer) -> bool:
 
 
 def _state(backbone: Backbone) -> State:
-    """Without what serves training alone, and without constants."""
+    """Without what serves training alone, and without constants; with LayerScale in any case.
+
+    timm cannot be told to leave LayerScale out of these architectures: factors of 1 change nothing.
+    """
     left_out = ("mask_token", "local_cls_norm.", "rope_embed.")
-    return {
-        name: tensor.detach().cpu()
+    state = {
+        name: tensor.detach()
         for name, tensor in backbone.state_dict().items()
         if not name.startswith(left_out) and not name.endswith("bias_mask")
     }
+    if isinstance(backbone, VisionTransformer) and not backbone.options.layer_scale:
+        ones = torch.ones_like(state["cls_token"][0, 0])
+        state |= {f"blocks.{b}.ls{n}.gamma": ones for b in range(len(backbone.blocks)) for n in (1, 2)}
+    return state
 
 
 def _common(backbone: VisionTransformer, hidden: int, eps_of_timm: float) -> dict[str, Any]:
@@ -170,7 +183,6 @@ def _common(backbone: VisionTransformer, hidden: int, eps_of_timm: float) -> dic
         "depth": shape.depth,
         "num_heads": shape.heads,
         "mlp_ratio": ratio,
-        "init_values": options.layer_scale or None,
         "qkv_bias": options.qkv_bias,
     }
     eps = 1e-6 if options.norm == "layernorm" else 1e-5
@@ -262,7 +274,7 @@ def _to_convnext(backbone: ConvNeXt) -> TimmModel:
     for name, tensor in _state(backbone).items():
         head, number, rest = (*name.split(".", 2), "")[:3]
         if head == "blocks":
-            name = _replaced(f"{places[int(number)]}.{rest}")
+            name = replace_part(f"{places[int(number)]}.{rest}", _CONVNEXT)
         elif head == "downsample_layers":
             name = f"stem.{rest}" if number == "0" else f"stages.{number}.downsample.{rest}"
         elif head == "norm":
@@ -271,11 +283,6 @@ def _to_convnext(backbone: ConvNeXt) -> TimmModel:
     arguments: dict[str, Any] = {"num_classes": 0, "depths": depths, "dims": widths}
     size = next((name for name, shape in convnext.SIZES.items() if shape == (depths, widths)), "tiny")
     return TimmModel(f"convnext_{size}", arguments | {"in_chans": backbone.channels}, state)
-
-
-def _replaced(name: str) -> str:
-    (found,) = replaced({name: torch.empty(0)}, _CONVNEXT)
-    return found
 
 
 def _from_convnext(state: Mapping[str, Tensor]) -> State:

@@ -70,7 +70,8 @@ class ViTOptions:
         stochastic_depth_shape: the same in every block, or linear from 0 to it in the last block.
         stochastic_depth_draw: exactly that share of the global batch, or each picture for itself.
         qkv_bias: whether queries, keys and values have a bias.
-        masked_key_bias: whether the keys' bias is switched off by a buffer.
+        masked_key_bias: with rope, whether the keys' bias is switched off by a buffer; with learned
+            positions it is not, as softmax drops it anyway.
         norm: layernorm (eps 1e-6), layernorm_bf16 (eps 1e-5) or rmsnorm (eps 1e-5).
         position: rotary or learned.
         rope: options of rotary positions.
@@ -94,7 +95,7 @@ class ViTOptions:
     stochastic_depth_shape: RateShape = "constant"
     stochastic_depth_draw: DrawForm = "subset"
     qkv_bias: bool = True
-    masked_key_bias: bool = True  # released DINOv3; matters with rope alone, as softmax drops it otherwise
+    masked_key_bias: bool = True  # released DINOv3 (reference.md 1.4)
     norm: NormKind = "layernorm"
     position: Literal["rope", "learned"] = "rope"
     rope: RopeOptions = field(default_factory=RopeOptions)
@@ -182,7 +183,7 @@ class VisionTransformer(Backbone):
                 norm=options.norm,
                 layer_scale=options.layer_scale,
                 qkv_bias=options.qkv_bias,
-                masked_key_bias=options.masked_key_bias,
+                masked_key_bias=options.masked_key_bias and options.position == "rope",
             )
             for _ in range(shape.depth)
         )

@@ -96,7 +96,7 @@ def import_backbone(
 
 
 def export_backbone(backbone: Backbone, layout: Layout | None = None) -> State:
-    """The backbone's tensors under the names of a released layout, on the CPU.
+    """The backbone's tensors under the names of a released layout.
 
     Args:
         backbone: not sharded.
@@ -105,7 +105,7 @@ def export_backbone(backbone: Backbone, layout: Layout | None = None) -> State:
     Raises:
         UserError: if the layout has no names for this architecture.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in backbone.state_dict().items()}
+    state = {name: tensor.detach() for name, tensor in backbone.state_dict().items()}
     known: tuple[Layout, ...]
     if isinstance(backbone, ConvNeXt):
         known = ("convnext",)
@@ -180,7 +180,7 @@ def training_export(backbone: Backbone, heads: Mapping[str, ProjectionHead]) -> 
     """The layout of training checkpoints: {"teacher": {"backbone.*", "NAME.*" of each head}}."""
     state = {f"backbone.{name}": tensor for name, tensor in export_backbone(backbone).items()}
     for name, head in heads.items():
-        state |= {f"{name}.{key}": tensor.detach().cpu() for key, tensor in head.state_dict().items()}
+        state |= {f"{name}.{key}": tensor.detach() for key, tensor in head.state_dict().items()}
     return {"teacher": state}
 
 

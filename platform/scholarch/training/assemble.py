@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
 from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
+from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network, build_network, materialise
+from scholarch.training.observe import Observer
+from scholarch.training.optimizer import Optimizer
+from scholarch.training.teachers import Teachers
+from scholarch.training.trainer import Trainer
 
 
 def build_terms(recipe: Recipe) -> dict[str, Term]:
@@ -98,7 +104,9 @@ def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
         if any(o.tokens == "predicted" for t in build_terms(recipe).values() for o in t.student_outputs()):
             masks[f"{view}/predicted"] = ViewMask(view, sampler.predicted, (side, side))
     stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
-    return StreamDataset(source, stream, MultiCrop(views, settled(recipe.data.mean), settled(recipe.data.std)), masks)
+    return StreamDataset(
+        source, stream, MultiCrop(views, settled(recipe.data.mean), settled(recipe.data.std)), masks
+    )
 
 
 class Loading:
@@ -118,3 +126,38 @@ class Loading:
             workers=settled(self.recipe.training.workers),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def build_trainer(
+    recipe: Recipe,
+    source: Source,
+    layout: Layout,
+    world: World,
+    checkpoints: Path,
+    observers: Sequence[Observer] = (),
+) -> Trainer:
+    """A trainer at the start of its run, with everything it needs; all ranks take part.
+
+    Args:
+        recipe: resolved, without `auto`.
+        source: what is trained on.
+        layout: from `layout.plan_layout`.
+        checkpoints: folder for them.
+        observers: told on rank 0.
+    """
+    learner = build_learner(recipe, world)
+    training = recipe.training
+    optimizer = Optimizer(
+        learner.student, recipe.optimizer, global_batch=training.global_batch, total_steps=training.steps
+    )
+    return Trainer(
+        recipe,
+        learner,
+        optimizer,
+        Teachers(learner, recipe.teachers),
+        Loading(recipe, build_dataset(recipe, source), layout, world),
+        layout,
+        Checkpoints(checkpoints, training.keep_checkpoints, world),
+        world,
+        observers,
+    )

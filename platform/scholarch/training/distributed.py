@@ -66,9 +66,9 @@ class World:
         mine = torch.tensor(row, dtype=torch.float64, device=self.device)
         if self.group is None:
             return mine[None].cpu()
-        rows = torch.empty(self.size, len(row), dtype=torch.float64, device=self.device)
-        dist.all_gather_into_tensor(rows, mine, group=self.group)
-        return rows.cpu()
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine, group=self.group)
+        return torch.stack(rows).cpu()
 
     def agree(self, work: Callable[[], T]) -> T:
         """What `work` gives on this rank; a user's mistake met by any rank is raised on all of them."""

@@ -82,6 +82,7 @@ class Optimizer:
             lr=0.0,
             betas=options.betas,
             eps=options.epsilon,
+            fused=True,
         )
 
     def rates(self, step: int) -> dict[str, float]:

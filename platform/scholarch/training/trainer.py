@@ -20,7 +20,7 @@ from torch import Tensor
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
 from scholarch.errors import RunFailed
-from scholarch.training.checkpoint import Checkpoints
+from scholarch.training.checkpoint import Checkpoint, Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner, StepValues
@@ -90,7 +90,9 @@ class Trainer:
         checkpoints: where the state is committed.
         world: the processes of the run.
         observers: told on rank 0.
-        probes: measured every `evaluation.every` steps and at the end.
+
+    Attributes:
+        probes: measured before the first step, every `evaluation.every` steps and at the end.
     """
 
     def __init__(
@@ -104,18 +106,22 @@ class Trainer:
         checkpoints: Checkpoints,
         world: World,
         observers: Sequence[Observer] = (),
-        probes: Sequence[Probe] = (),
     ) -> None:
         self.recipe, self.learner, self.optimizer, self.teachers = recipe, learner, optimizer, teachers
         self.loader, self.layout, self.checkpoints, self.world = loader, layout, checkpoints, world
         self.observers = observers if world.first else ()
-        self.probes = probes
+        self.probes: list[Probe] = []
         self.speed = Speed(recipe.training.global_batch)
         self.stop = Stop()
         self.named: set[str] = set()
         self.counts = {"data/broken": 0.0, "data/upscaled": 0.0}
 
-    def run(self, start: int) -> tuple[Outcome, int]:
+    def resume(self, checkpoint: Checkpoint) -> int:
+        """Loads a checkpoint of this run; gives its finished steps."""
+        self.checkpoints.load(checkpoint, self.learner, self.optimizer)
+        return checkpoint.step
+
+    def run(self, start: int = 0) -> tuple[Outcome, int]:
         """Trains from `start` finished steps to the end, or to where it was asked to stop.
 
         Returns:

@@ -20,15 +20,12 @@ class Deadly:
 
     classes: list[str] | None = None
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-
     def __len__(self) -> int:
         return 4
 
     def read(self, index: int) -> torch.Tensor:  # noqa: ARG002
-        os.kill(os.getpid(), self.number)
-        raise SystemExit(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
     def label(self, index: int) -> int | None:  # noqa: ARG002
         return None
@@ -38,6 +35,3 @@ class Deadly:
 
     def fingerprint(self) -> str:
         return ""
-
-
-KILLED, BUS = signal.SIGKILL, signal.SIGBUS

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,19 @@ from scholarch.errors import UserError
 def write(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(path, "PNG")
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(0)
 
 
 def names(source: FolderSource) -> list[str]:
@@ -139,9 +155,31 @@ def test_empty_or_without_pictures(tmp_path: Path) -> None:
         FolderSource(tmp_path / "a.dcm")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folder(tmp_path: Path) -> None:
-    write(tmp_path / "in/x.png")
-    (tmp_path / "in").chmod(0)
-    with pytest.raises(UserError, match="cannot be read: Permission denied"):
-        FolderSource(tmp_path)
+@pytest.mark.parametrize("closed", ["pictures", "pictures/in"])
+def test_unreadable_folder(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write(root / "pictures/in/x.png")
+        root.chmod(0o755)
+        (root / closed).chmod(0)
+        with (
+            as_nobody(),
+            pytest.raises(UserError, match=f"{closed}: the folder cannot be read: Permission denied"),
+        ):
+            FolderSource(root / "pictures")
+        (root / closed).chmod(0o700)
+
+
+def test_folder_in_an_unreadable_one() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "in/x.png")
+        Path(folder).chmod(0)
+        with as_nobody(), pytest.raises(UserError, match="the folder cannot be read: Permission denied"):
+            FolderSource(Path(folder) / "in")
+        Path(folder).chmod(0o700)
+
+
+def test_a_link_in_a_circle_is_a_broken_picture(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / "x.png")
+    with pytest.raises(BrokenPicture, match=r"x\.png: .*symbolic links"):
+        FolderSource(tmp_path).read(0)

@@ -18,7 +18,7 @@ from scholarch.data.stream import SampleStream
 from scholarch.data.views import MultiCrop
 
 sys.path.append(str(Path(__file__).parent))  # workers import it by name, and inherit the path
-from loader_parts import BUS, KILLED, Deadly, draw_mask
+from loader_parts import Deadly, draw_mask
 
 VIEWS = {
     "global": ViewOptions(count=2, size=16, solarise=(0.0, 0.5)),
@@ -146,13 +146,9 @@ def test_nothing_but_broken_pictures_ends_with_words(tmp_path: Path) -> None:
         list(StepLoader(dataset(str(tmp_path)), start_step=0, end_step=1))
 
 
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [(KILLED, "SIGKILL; out of memory"), (BUS, "SIGBUS; shared memory")],
-)
-def test_a_dead_worker_is_told_in_plain_words(number: int, said: str) -> None:
-    data = StreamDataset(Deadly(number), SampleStream(4, 2, 0), MultiCrop(VIEWS, (0.3,), (0.4,)))
-    with pytest.raises(RuntimeError, match=f"a data worker died: {said}"):
+def test_a_dead_worker_is_told_in_plain_words() -> None:
+    data = StreamDataset(Deadly(), SampleStream(4, 2, 0), MultiCrop(VIEWS, (0.3,), (0.4,)))
+    with pytest.raises(RuntimeError, match="a data worker died: SIGKILL; out of memory is the usual cause"):
         list(StepLoader(data, start_step=0, end_step=1, workers=1))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, parameters, pictures, shaken
+from model_helpers import TINY_CAPI, arrays, parameters, pictures, shaken
 from scholarch.draws import Draws
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
@@ -17,23 +17,11 @@ from scholarch.models.initialise import check_initialised, fill_with_nan, initia
 from slow_capi import slow_capi
 from torch import nn
 
-FREQUENCIES = (3.0, 0.01)
-TINY: dict[str, Any] = {
-    "size": None,
-    "embed_dim": 24,
-    "depth": 2,
-    "heads": 2,
-    "predictor_depth": 2,
-    "patch": 4,
-    "registers": 8,
-    "stochastic_depth": 0.0,
-    "max_frequency": FREQUENCIES[0],
-    "min_frequency": FREQUENCIES[1],
-}
+FREQUENCIES = (TINY_CAPI["max_frequency"], TINY_CAPI["min_frequency"])
 
 
 def tiny(**options: Any) -> CapiViT:
-    model = shaken(build_backbone(CapiViTOptions(**{**TINY, **options})))
+    model = shaken(build_backbone(CapiViTOptions(**{**TINY_CAPI, **options})))
     assert isinstance(model, CapiViT)
     return model.eval()
 
@@ -128,7 +116,7 @@ def test_parameter_count() -> None:
 
 def test_every_tensor_is_initialised() -> None:
     with torch.device("meta"):
-        model = build_backbone(CapiViTOptions(**TINY))
+        model = build_backbone(CapiViTOptions(**TINY_CAPI))
     fill_with_nan(model)
     initialise(model, 0)
     check_initialised(model)

@@ -5,22 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, parameters, pictures, shaken
+from model_helpers import TINY_CONVNEXT, arrays, parameters, pictures, tiny_convnext
 from scholarch.draws import Draws
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
-from scholarch.models.convnext import ConvNeXt, ConvNeXtOptions
+from scholarch.models.convnext import ConvNeXtOptions
 from scholarch.models.features import Views
 from scholarch.models.initialise import check_initialised, fill_with_nan, initialise
 from slow_vit import gelu, layer_norm
-
-TINY: dict[str, Any] = {"size": None, "depths": (1, 2, 1, 1), "widths": (4, 6, 8, 10)}
-
-
-def tiny(**options: Any) -> ConvNeXt:
-    model = shaken(build_backbone(ConvNeXtOptions(**{**TINY, **options})))
-    assert isinstance(model, ConvNeXt)
-    return model.eval()
 
 
 def slow_convnext(image: np.ndarray, state: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -75,7 +67,7 @@ def test_parameter_counts(size: Any, count: int) -> None:
 
 
 def test_equals_slow_forward() -> None:
-    model, images = tiny(), pictures(2, 64, 96)
+    model, images = tiny_convnext(), pictures(2, 64, 96)
     (features,) = model([Views(images)])
     stages = model.intermediate_layers(images, 4)
     for i, image in enumerate(images):
@@ -97,10 +89,10 @@ def test_equals_slow_forward() -> None:
 
 
 def test_dense_patch() -> None:
-    model, images = tiny(dense_patch=16), pictures(1, 64, 96)
+    model, images = tiny_convnext(dense_patch=16), pictures(1, 64, 96)
     (last,) = model.intermediate_layers(images)
     assert last.patches.shape == (1, 24, 10)
-    (plain,) = tiny().intermediate_layers(images)
+    (plain,) = tiny_convnext().intermediate_layers(images)
     torch.testing.assert_close(last.cls, plain.cls)
     # Bilinear between the centres of 2 x 3 cells: corners are what the corner cells are.
     torch.testing.assert_close(last.prenorm[0, 1], plain.prenorm[0, 1])
@@ -113,7 +105,7 @@ def test_dense_patch() -> None:
 
 def test_every_tensor_is_initialised() -> None:
     with torch.device("meta"):
-        model = build_backbone(ConvNeXtOptions(**TINY))
+        model = build_backbone(ConvNeXtOptions(**TINY_CONVNEXT))
     fill_with_nan(model)
     initialise(model, 0)
     check_initialised(model)
@@ -126,7 +118,7 @@ def test_every_tensor_is_initialised() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_stochastic_depth_spreads(compiled: bool) -> None:
     images, draws = pictures(5, 32, 32), Draws(1, 2)
-    whole, split = (tiny(stochastic_depth=0.6).train() for _ in range(2))
+    whole, split = (tiny_convnext(stochastic_depth=0.6).train() for _ in range(2))
     for block in split.blocks:
         block.checkpoint = True  # type: ignore[assignment]
         if compiled:
@@ -143,9 +135,9 @@ def test_stochastic_depth_spreads(compiled: bool) -> None:
 
 
 def test_evaluation_draws_nothing() -> None:
-    model = tiny(stochastic_depth=0.6)
+    model = tiny_convnext(stochastic_depth=0.6)
     assert torch.equal(
-        model([Views(pictures(2, 32, 32))])[0].cls, tiny()([Views(pictures(2, 32, 32))])[0].cls
+        model([Views(pictures(2, 32, 32))])[0].cls, tiny_convnext()([Views(pictures(2, 32, 32))])[0].cls
     )
     model.train().intermediate_layers(pictures(2, 32, 32))  # no draws needed here either
     with pytest.raises(ValueError, match="draws"):
@@ -154,7 +146,7 @@ def test_evaluation_draws_nothing() -> None:
 
 def test_wrong_input() -> None:
     with pytest.raises(UserError, match="40x32"):
-        tiny()([Views(pictures(1, 40, 32))])
+        tiny_convnext()([Views(pictures(1, 40, 32))])
     with pytest.raises(ValueError, match="without a size"):
         ConvNeXtOptions(size=None, depths=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="positive"):

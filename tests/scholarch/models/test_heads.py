@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, shaken
+from model_helpers import arrays, shaken
 from scholarch.models.heads import HeadOptions, ProjectionHead
 
 

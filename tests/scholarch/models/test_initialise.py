@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import tiny_options
+from model_helpers import tiny_options
 from scholarch.models import build_backbone
 from scholarch.models.features import Backbone
 from scholarch.models.heads import HeadOptions, ProjectionHead

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import parameters
-from scholarch.models import build_backbone
-from scholarch.models.released import RELEASED, released_by_file
-from scholarch.models.weights import export_backbone
-from test_weights import (
+from model_helpers import parameters
+from model_shapes import (
     Shapes,
     block_shapes,
     capi_shapes,
@@ -15,6 +12,9 @@ from test_weights import (
     dinov3_shapes,
     vit_shapes,
 )
+from scholarch.models import build_backbone
+from scholarch.models.released import RELEASED, released_by_file
+from scholarch.models.weights import export_backbone
 
 # Widths, depths and hidden widths of reference.md 1.1, 1.5 and 1.6.
 DINOV3 = {

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import pictures, tiny_vit
+from model_helpers import pictures, tiny_vit
 from scholarch.draws import Draws
 from scholarch.models.features import Views
 from scholarch.models.stochastic_depth import block_rates, decide

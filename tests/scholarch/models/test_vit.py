@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, parameters, pictures, tiny_options, tiny_vit
+from model_helpers import arrays, parameters, pictures, tiny_options, tiny_vit
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
 from scholarch.models.features import Features, Views
@@ -34,7 +34,7 @@ def check_against_slow(
             depth=options.shape.depth,
             mask=None if masks is None else masks[i].numpy(),
             norm=options.norm,
-            masked_key_bias=options.masked_key_bias,
+            masked_key_bias=options.masked_key_bias and options.position == "rope",
             **slow,
         )
         close(features.prenorm[i], prenorm)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gloo import run_ranks
-from helpers import pictures, tiny_vit
+from model_helpers import pictures, tiny_vit
 from scholarch.draws import Draws
 from scholarch.models.features import Views
 from scholarch.models.rope import RopeOptions, Rotation

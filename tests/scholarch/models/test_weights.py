@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, parameters, pictures, shaken, tiny_options, tiny_vit
+from model_helpers import TINY_CAPI, TINY_CONVNEXT, arrays, pictures, shaken, tiny_options, tiny_vit
+from model_shapes import (
+    Shapes,
+    block_shapes,
+    capi_shapes,
+    convnext_shapes,
+    dinov2_shapes,
+    dinov3_shapes,
+    vit_shapes,
+)
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
 from scholarch.models.capi import CapiViTOptions
@@ -22,50 +31,7 @@ from scholarch.models.weights import (
     training_export,
 )
 from slow_vit import slow_positions, slow_vit
-from test_capi import TINY as TINY_CAPI
-from test_convnext import TINY as TINY_CONVNEXT
 from torch import Tensor
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def block_shapes(width: int, hidden: int, *, ffn: str, scaled: bool, bias: bool = True) -> Shapes:
-    """Names and shapes of one block (reference.md 1.4 and 1.5)."""
-    shapes: Shapes = {f"norm{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
-    shapes |= {"attn.qkv.weight": (3 * width, width)} | ({"attn.qkv.bias": (3 * width,)} if bias else {})
-    shapes |= {"attn.proj.weight": (width, width), "attn.proj.bias": (width,)}
-    layers = {
-        "mlp": {"fc1": (hidden, width), "fc2": (width, hidden)},
-        "split": {"w1": (hidden, width), "w2": (hidden, width), "w3": (width, hidden)},
-        "fused": {"w12": (2 * hidden, width), "w3": (width, hidden)},
-    }[ffn]
-    for name, (outputs, inputs) in layers.items():
-        shapes |= {f"mlp.{name}.weight": (outputs, inputs), f"mlp.{name}.bias": (outputs,)}
-    return shapes | ({"ls1.gamma": (width,), "ls2.gamma": (width,)} if scaled else {})
-
-
-def vit_shapes(width: int, depth: int, patch: int, block: Shapes) -> Shapes:
-    shapes: Shapes = {
-        "cls_token": (1, 1, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    return shapes | {f"blocks.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
-
-
-def dinov3_shapes(width: int, depth: int, block: Shapes, *, head_width: int, masked: bool = True) -> Shapes:
-    shapes = vit_shapes(width, depth, 16, block)
-    shapes |= {"storage_tokens": (1, 4, width), "mask_token": (1, width)}
-    shapes |= {"rope_embed.periods": (head_width // 4,)}
-    return shapes | ({f"blocks.{i}.attn.qkv.bias_mask": (3 * width,) for i in range(depth)} if masked else {})
-
-
-def dinov2_shapes(width: int, depth: int, block: Shapes, registers: int) -> Shapes:
-    shapes = vit_shapes(width, depth, 14, block)
-    shapes |= {"pos_embed": (1, 1 + 37**2, width), "mask_token": (1, width)}
-    return shapes | ({"register_tokens": (1, registers, width)} if registers else {})
 
 
 def made(shapes: Shapes, seed: int = 3) -> dict[str, Tensor]:
@@ -132,7 +98,6 @@ def test_dinov2_from_reference_names(chunked: bool, registers: int, ffn: str) ->
         registers=registers,
         ffn="mlp" if ffn == "mlp" else "swiglu",
         ffn_ratio=3.0,
-        masked_key_bias=False,
         position="learned",
         learned=LearnedPositionOptions(grid=grid, interpolation=form),
     )
@@ -162,7 +127,7 @@ def test_dinov2_from_reference_names(chunked: bool, registers: int, ffn: str) ->
             )
     image = pictures(1, 28, 42)[0]
     positions = slow_positions(state["pos_embed"].numpy(), 2, 3, form)
-    equals(model, image, slow_patches(model, image, plain, positions=positions, masked_key_bias=False))
+    equals(model, image, slow_patches(model, image, plain, positions=positions))
 
 
 @pytest.mark.parametrize("layout", ["dino", "ibot", "ibot teacher"])
@@ -171,7 +136,6 @@ def test_dino_and_ibot_from_reference_names(layout: str) -> None:
         patch=16,
         registers=0,
         layer_scale=None,
-        masked_key_bias=False,
         position="learned",
         learned=LearnedPositionOptions(grid=3, interpolation="scale"),
     )
@@ -183,53 +147,9 @@ def test_dino_and_ibot_from_reference_names(layout: str) -> None:
     assert torch.equal(model.mask_token, expected)
     image = pictures(1, 48, 48)[0]
     positions = state["pos_embed"][0].numpy()
-    equals(model, image, slow_patches(model, image, state, positions=positions, masked_key_bias=False))
+    equals(model, image, slow_patches(model, image, state, positions=positions))
     assert set(export_backbone(model, "dino")) == set(shapes)
     assert set(export_backbone(model, "ibot")) == {*shapes, "masked_embed"}
-
-
-def convnext_shapes(depths: tuple[int, ...], widths: tuple[int, ...]) -> Shapes:
-    shapes: Shapes = {}
-
-    def norm(name: str, width: int) -> Shapes:
-        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-    for s, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-        before = 3 if s == 0 else widths[s - 1]
-        conv, side = ("0", 4) if s == 0 else ("1", 2)
-        name = f"downsample_layers.{s}"
-        shapes |= {f"{name}.{conv}.weight": (width, before, side, side), f"{name}.{conv}.bias": (width,)}
-        shapes |= norm(f"{name}.{'1' if s == 0 else '0'}", width if s == 0 else before)
-        for b in range(depth):
-            block = f"stages.{s}.{b}"
-            shapes |= {f"{block}.gamma": (width,), f"{block}.dwconv.weight": (width, 1, 7, 7)}
-            shapes |= {f"{block}.dwconv.bias": (width,)} | norm(f"{block}.norm", width)
-            shapes |= {f"{block}.pwconv1.weight": (4 * width, width), f"{block}.pwconv1.bias": (4 * width,)}
-            shapes |= {f"{block}.pwconv2.weight": (width, 4 * width), f"{block}.pwconv2.bias": (width,)}
-    return shapes | norm("norm", widths[-1]) | norm("norms.3", widths[-1])
-
-
-def capi_shapes(width: int, depth: int, predictor: int, patch: int, registers: int, heads: int) -> Shapes:
-    shapes: Shapes = {
-        "patch_embed.weight": (width, 3, patch, patch),
-        "patch_embed.bias": (width,),
-        "registers": (1, registers, width),
-        "mask_token": (1, width),
-    }
-    for stem, count in (("encoder", depth), ("decoder", predictor)):
-        for i in range(count):
-            block = f"{stem}.blocks.{i}.residual"
-            shapes |= {f"{block}{n}.norm.weight": (width,) for n in (1, 2)}
-            shapes |= {
-                f"{block}1.fn.{part}.weight": (width, width)
-                for part in ("q_proj", "k_proj", "v_proj", "proj")
-            }
-            shapes |= {f"{block}1.fn.rope.freqs": (2, width // heads)}
-            shapes |= {
-                f"{block}2.fn.fc1.weight": (4 * width, width),
-                f"{block}2.fn.fc2.weight": (width, 4 * width),
-            }
-    return shapes
 
 
 def round_trip(model: Backbone, shapes: Shapes, layout: Layout | None = None) -> None:
@@ -244,7 +164,7 @@ def round_trip(model: Backbone, shapes: Shapes, layout: Layout | None = None) ->
 def test_round_trips() -> None:
     block = block_shapes(16, 48, ffn="mlp", scaled=True)
     round_trip(tiny_vit(patch=16), dinov3_shapes(16, 2, block, head_width=8))
-    learned = {"patch": 14, "masked_key_bias": False, "position": "learned"}
+    learned = {"patch": 14, "position": "learned"}
     round_trip(tiny_vit(**learned), dinov2_shapes(16, 2, block, 4))
     fused = block_shapes(16, 32, ffn="fused", scaled=True)
     round_trip(tiny_vit(**learned, ffn="swiglu", registers=0), dinov2_shapes(16, 2, fused, 0), "dinov2")
@@ -319,7 +239,7 @@ def test_teacher_is_taken() -> None:
 
 
 def test_resized_positions() -> None:
-    options = {"masked_key_bias": False, "position": "learned", "depth": 1}
+    options = {"position": "learned", "depth": 1}
     source = tiny_vit(**options, learned=LearnedPositionOptions(grid=3))
     target = tiny_vit(**options, learned=LearnedPositionOptions(grid=5))
     with pytest.raises(UserError, match=r"pos_embed \[1, 10, 16\] for \[1, 26, 16\]"):
@@ -381,11 +301,3 @@ def test_wrong_heads() -> None:
     checkpoint = {f"h.{name}": tensor for name, tensor in built_head(layers=2).state_dict().items()}
     with pytest.raises(UserError, match=r"missing \(2\): mlp\.4\.weight, mlp\.4\.bias"):
         import_head(head, checkpoint, "h")
-
-
-def test_parameters_are_counted_once() -> None:
-    model = tiny_vit()
-    assert (
-        parameters(model)
-        == sum(t.numel() for n, t in export_backbone(model).items() if "periods" not in n) - 96
-    )

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from gloo import run_ranks
 from numpy.typing import NDArray
 from scholarch.collectives import rank
 from scholarch.objectives.centring import Centring, CentringOptions, sinkhorn_knopp
-from gloo import run_ranks
 from terms import random, slow_sinkhorn
 from torch import Tensor
 from torch.distributed import ProcessGroup

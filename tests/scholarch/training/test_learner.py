@@ -6,9 +6,8 @@ from scholarch.data.stream import rank_positions
 from scholarch.objectives.term import Output
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
-from torch.distributed import ProcessGroup
-
 from tiny_training import random_pictures, tiny_learner, tiny_recipe
+from torch.distributed import ProcessGroup
 
 Result = tuple[dict[str, float], dict[str, torch.Tensor]]
 
@@ -20,9 +19,7 @@ def one_step(learner: Learner, rank: int, world: int, micro_batches: int, step: 
     shares = rank_positions(8, micro_batches, rank, world)
     batches = [pictures.rows(share.tolist()) for share in shares]
     values = learner.accumulate(batches, Layout(8, micro_batches).bounds, 8, step)
-    gradients = {
-        name: p.grad.clone() for name, p in learner.student.named_parameters() if p.grad is not None
-    }
+    gradients = {name: p.grad.clone() for name, p in learner.student.named_parameters() if p.grad is not None}
     return {name: float(value) for name, value in values.parts.items()}, gradients
 
 

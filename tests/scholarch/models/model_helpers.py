@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scholarch.models import build_backbone
+from scholarch.models.convnext import ConvNeXt, ConvNeXtOptions
 from scholarch.models.features import Backbone
 from scholarch.models.initialise import check_initialised, initialise
 from scholarch.models.vit import VisionTransformer, ViTOptions
 from torch import nn
 
 TINY = {"size": None, "embed_dim": 16, "depth": 2, "heads": 2, "ffn": "mlp", "ffn_ratio": 3.0, "patch": 4}
+
+TINY_CAPI: dict[str, Any] = {
+    "size": None,
+    "embed_dim": 24,
+    "depth": 2,
+    "heads": 2,
+    "predictor_depth": 2,
+    "patch": 4,
+    "registers": 8,
+    "stochastic_depth": 0.0,
+    "max_frequency": 3.0,
+    "min_frequency": 0.01,
+}
+TINY_CONVNEXT: dict[str, Any] = {"size": None, "depths": (1, 2, 1, 1), "widths": (4, 6, 8, 10)}
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -45,3 +62,9 @@ def arrays(model: nn.Module) -> dict[str, np.ndarray]:
 
 def parameters(model: Backbone) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def tiny_convnext(**options: Any) -> ConvNeXt:
+    model = shaken(build_backbone(ConvNeXtOptions(**{**TINY_CONVNEXT, **options})))
+    assert isinstance(model, ConvNeXt)
+    return model.eval()

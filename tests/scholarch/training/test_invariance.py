@@ -1,0 +1,54 @@
+"""Promise 1 of the design: the result does not depend on the number of processes, nor on a kill."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from gloo import run_ranks
+from tiny_training import gloo_world, train
+from torch.distributed import ProcessGroup
+
+LONG = ("training.steps=100", "training.workers=0", "training.checkpoint_every=100")
+
+
+def run_on_rank(group: ProcessGroup, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
+    return train(gloo_world(group), folder, overrides)
+
+
+def losses(world: int, folder: Path, *overrides: str) -> list[float]:
+    records = run_ranks(world, run_on_rank, folder, (*LONG, *overrides))[0]
+    values = [record["loss/total"] for record in records if "loss/total" in record]
+    assert len(values) == 100
+    return values
+
+
+def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.gloo
+def test_fp64_losses_are_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    """Relative difference below 1e-6 at every one of 100 steps; 3 processes have uneven shares."""
+    one = losses(1, tmp_path / "1", "training.precision=fp64")
+    assert all(math.isfinite(value) for value in one)
+    assert largest_difference(one, losses(2, tmp_path / "2", "training.precision=fp64")) < 1e-6
+    micro = ("training.precision=fp64", "training.micro_batch=2")
+    assert largest_difference(one, losses(3, tmp_path / "3", *micro)) < 1e-6
+
+
+@pytest.mark.gloo
+def test_fp32_losses_begin_the_same(tmp_path: Path) -> None:
+    """Rounding grows as in any chaotic system; over the first 25 steps it stays below 1e-4."""
+    one = losses(1, tmp_path / "1", "training.precision=fp32")[:25]
+    two = losses(2, tmp_path / "2", "training.precision=fp32")[:25]
+    assert largest_difference(one, two) < 1e-4
+
+
+@pytest.mark.gloo
+def test_bf16_trains_on_two_processes(tmp_path: Path) -> None:
+    """Parameters in bf16, reduction in fp32; no more than a run that stays finite and near fp32."""
+    one = losses(1, tmp_path / "1", "training.precision=fp32")
+    two = losses(2, tmp_path / "2", "training.precision=bf16")
+    assert all(math.isfinite(value) for value in two)
+    assert largest_difference(one[:25], two[:25]) < 0.05

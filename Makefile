@@ -16,6 +16,7 @@ demo: $(READY) ## pretrain on handwritten digits: 2 cores, some minutes
 	@$(BIN)/scholarch pretrain --recipe demo/digits $(ARGS)
 
 setup: $(READY) ## only install: uv in .tools/, all else in .venv/
+	@:
 
 ##@ Work on it
 test: $(READY) ## all tests but those that need a cluster

@@ -25,6 +25,7 @@ VERBS = (
     Verb("pretrain", "train a backbone by a recipe, on a folder of pictures or a built-in set"),
     Verb("evaluate", "measure a trained backbone on labelled pictures"),
     Verb("export", "write a trained backbone as safetensors and as a checkpoint for timm"),
+    Verb("register", "put a finished run's backbone into the MLflow registry"),
     Verb("recipes", "list the recipes, or show one resolved"),
     Verb("doctor", "say what this machine and configuration can do, and what is missing"),
 )

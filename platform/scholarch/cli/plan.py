@@ -169,9 +169,11 @@ def _start(
         )
     refuse_changes(parse_yaml((run / RECIPE).read_text()), data, run)
     state = json.loads((run / STATE).read_text())
-    if state["data"] != split.train.fingerprint():
+    before = state["data_set"]
+    if before["fingerprint"] != split.train.fingerprint():
         raise UserError(
-            f"the data has changed since the run began ({state['pictures']} pictures then, {len(split.train)} now)",
+            f"the data has changed since the run began ({before['counts']['pictures']} pictures then, "
+            f"{len(split.train)} now)",
             where=f"data={data['data']['source']}",
             fix="restore the data, or begin a new run",
         )

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from scholarch import __version__
@@ -15,8 +16,11 @@ from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
 from scholarch.cli.plan import STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
+from scholarch.cli.reporting import report
 from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
 from scholarch.config.load import plain, to_yaml
+from scholarch.config.schema import settled
+from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED
 from scholarch.registry.models import Registered
 from scholarch.registry.tracking import Data, Status, Tracker, known_run
@@ -93,6 +97,8 @@ class Session:
 
     def _carry_out(self, plan: Plan) -> int:
         recipe, world = plan.recipe, self.world
+        if settled(recipe.training.workers):
+            prepare_workers()
         observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
         trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
@@ -118,17 +124,22 @@ class Session:
         """The report in any case; export and registered version when the run is done."""
         assert self.tracker is not None
         records = read_records(plan.run / RECORDS_NAME)
-        steps = plan.recipe.training.steps
+        state = "interrupted" if outcome == "interrupted" else "finished"
+        following = next_commands(plan, outcome)
+        written = report(plan, model, records, finished, state, list(following.items()))
+        for path in (written.page, *written.pictures):
+            self.tracker.file(path, "report")
         if outcome == "interrupted":
-            self._say(
-                f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}\n"
-                f"go on with: scholarch pretrain --run {plan.run} --resume"
-            )
-            return
-        write_export(model, plan.run / EXPORT)
-        self.tracker.wait(TRACKING_SECONDS)
-        registered = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
-        self._say(summary(plan, records, registered))
+            steps = plan.recipe.training.steps
+            self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}")
+        else:
+            write_export(model, plan.run / EXPORT)
+            self.tracker.wait(TRACKING_SECONDS)
+            registered = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
+            self._say(summary(plan, records, registered))
+        width = max(map(len, following))
+        lines = [f"  {what:<{width}}  {command}" for what, command in following.items()]
+        self._say("next:\n" + "\n".join(lines))
 
     def _say(self, text: str) -> None:
         if self.world.first:
@@ -147,8 +158,7 @@ def data_of(plan: Plan) -> Data:
 
 
 def summary(plan: Plan, records: list[Record], registered: Registered) -> str:
-    """What came out, and what to type next."""
-    run = plan.run
+    """What came out."""
     lines = []
     scores = [record["evaluation/knn"] for record in records if "evaluation/knn" in record]
     if scores:
@@ -156,23 +166,28 @@ def summary(plan: Plan, records: list[Record], registered: Registered) -> str:
             f"k-NN accuracy on {len(plan.split.held or ())} held-out pictures: "
             f"{scores[-1]:.1%} trained, {scores[0]:.1%} untrained"
         )
-    lines += [
-        f"registered {registered.name} version {registered.version}, alias candidate",
-        "next:",
-        f"  report      open {run}/report/index.html",
-        f"  evaluate    scholarch evaluate {run}",
-        f"  export      scholarch export {run} --to FOLDER",
-    ]
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        lines.append(f"  MLflow      mlflow ui --backend-store-uri sqlite:///{run}/mlflow/mlflow.db")
-    lines.append("  your own    scholarch pretrain data=FOLDER")
+    lines.append(f"registered {registered.name} version {registered.version}, alias candidate")
     return "\n".join(lines)
+
+
+def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """What to type next, by what it does."""
+    run = plan.run
+    commands = {"see the report": f"open {run}/report/index.html"}
+    if outcome == "interrupted":
+        commands["go on"] = f"scholarch pretrain --run {run} --resume"
+    else:
+        commands["evaluate"] = f"scholarch evaluate {run}"
+        commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        commands["see MLflow"] = f"mlflow ui --backend-store-uri sqlite:///{run.absolute()}/mlflow/mlflow.db"
+    commands["your own pictures"] = "scholarch pretrain data=FOLDER"
+    return commands
 
 
 def _state(plan: Plan) -> dict[str, Any]:
     return {
         "scholarch": __version__,
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data": plan.split.train.fingerprint(),
-        "pictures": len(plan.split.train),
+        "data_set": asdict(data_of(plan)),
     }

@@ -51,6 +51,44 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
     return Preprocessing(size=settled(recipe.evaluation.size), mean=settled(data.mean), std=settled(data.std))
 
 
+@dataclass(frozen=True)
+class OpenRun:
+    """A run's newest whole checkpoint.
+
+    Attributes:
+        recipe: the run's, resolved.
+        model: the backbone that it gives away.
+        step: finished steps.
+    """
+
+    recipe: Recipe
+    model: Model
+    step: int
+
+
+def open_run(folder: Path) -> OpenRun:
+    """Reads a run's recipe and newest whole checkpoint.
+
+    Raises:
+        UserError: if it is no run, or has no whole checkpoint.
+    """
+    if not (folder / RECIPE).is_file():
+        what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
+        raise UserError(
+            what, where=str(folder), fix="name a run's folder, an export folder, or models:/NAME@ALIAS"
+        )
+    recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
+    checkpoint = newest_whole(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(
+            "has no whole checkpoint yet", where=str(folder), fix="let it train on, or name another run"
+        )
+    weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
+    origin = f"{folder.name}, step {checkpoint.step}"
+    model = Model(recipe.model, weights, preprocessing_of(recipe), recipe.data.source, origin)
+    return OpenRun(recipe, model, checkpoint.step)
+
+
 def open_model(name: str) -> Model:
     """The backbone that `name` stands for.
 
@@ -68,16 +106,7 @@ def open_model(name: str) -> Model:
     folder = Path(name)
     if (folder / OPTIONS_NAME).is_file():
         return _exported(folder, name)
-    if not (folder / RECIPE).is_file():
-        what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
-        raise UserError(what, where=name, fix="name a run's folder, an export folder, or models:/NAME@ALIAS")
-    recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
-    checkpoint = newest_whole(folder / "checkpoints")
-    if checkpoint is None:
-        raise UserError("has no whole checkpoint yet", where=name, fix="let it train on, or name another run")
-    weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
-    origin = f"{folder.name}, step {checkpoint.step}"
-    return Model(recipe.model, weights, preprocessing_of(recipe), recipe.data.source, origin)
+    return open_run(folder).model
 
 
 def _exported(folder: Path, name: str) -> Model:

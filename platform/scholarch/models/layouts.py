@@ -147,7 +147,7 @@ def ours_to_convnext(state: Mapping[str, Tensor], depths: Sequence[int]) -> Stat
             name = f"stages.{stage}.{block}.{parts[2]}"
         found[name] = tensor
         if parts[0] == "norm":
-            found[f"norms.3.{parts[1]}"] = tensor
+            found[f"norms.3.{parts[1]}"] = tensor.clone()  # safetensors refuses shared memory
     return found
 
 
@@ -187,6 +187,6 @@ def ours_to_capi(state: Mapping[str, Tensor], depth: int) -> State:
             number = int(parts[1])
             stem = f"encoder.blocks.{number}" if number < depth else f"decoder.blocks.{number - depth}"
             name = f"{stem}.{replace_part(parts[2], backwards(_CAPI))}"
-            found[f"{stem}.residual1.fn.rope.freqs"] = state["rope.freqs"]
+            found[f"{stem}.residual1.fn.rope.freqs"] = state["rope.freqs"].clone()
         found[name] = tensor
     return found

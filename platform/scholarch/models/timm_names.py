@@ -162,8 +162,9 @@ def _state(backbone: Backbone) -> State:
         if not name.startswith(left_out) and not name.endswith("bias_mask")
     }
     if isinstance(backbone, VisionTransformer) and not backbone.options.layer_scale:
-        ones = torch.ones_like(state["cls_token"][0, 0])
-        state |= {f"blocks.{b}.ls{n}.gamma": ones for b in range(len(backbone.blocks)) for n in (1, 2)}
+        one = state["cls_token"].new_ones
+        blocks = range(len(backbone.blocks))
+        state |= {f"blocks.{b}.ls{n}.gamma": one(backbone.width) for b in blocks for n in (1, 2)}
     return state
 
 
@@ -212,7 +213,7 @@ def _to_eva(backbone: VisionTransformer) -> TimmModel:
     state: State = {}
     for name, tensor in _state(backbone).items():
         if name.endswith("qkv.bias"):
-            queries, _, values = tensor.chunk(3)
+            queries, _, values = (part.clone() for part in tensor.chunk(3))
             state |= {name.replace("qkv.bias", "q_bias"): queries, name.replace("qkv.bias", "v_bias"): values}
         else:
             state[name] = tensor
@@ -246,7 +247,7 @@ def _to_vit(backbone: VisionTransformer) -> TimmModel:
         arguments |= {"reg_tokens": options.registers, "no_embed_class": True}
         positions = state["pos_embed"]
         state["cls_token"] = state["cls_token"] + positions[:, :1]
-        state["pos_embed"] = positions[:, 1:]
+        state["pos_embed"] = positions[:, 1:].clone()
         state = renamed(state, {"storage_tokens": "reg_token"})
     return TimmModel(
         architecture, arguments, replaced(fuse(state, "w12", "w1", "w2"), _FUSED if gated else {})

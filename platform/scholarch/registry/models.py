@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +20,13 @@ from scholarch.errors import RunFailed, UserError
 from scholarch.models import BackboneOptions
 from scholarch.registry.backbone import Preprocessing, assemble, save_backbone
 from scholarch.registry.card import Card, card_text
-from scholarch.registry.client import connect, reason, refused, tracking_uri
+from scholarch.registry.client import connect, missing, reason, refused, tracking_uri
 from scholarch.registry.delivery import known_run
 from scholarch.registry.pyfunc import COLUMN
 from scholarch.registry.redaction import redact, redact_text
 
 _ATTEMPTS = 4
+_DATA = "backbone"
 _DESCRIPTION_LENGTH = 5000  # a database column of MLflow's
 _REQUIRED = (
     "mlflow",
@@ -121,6 +124,51 @@ def register_backbone(
     raise AssertionError("unreachable")
 
 
+def download(address: str) -> Path:
+    """Fetch a registered version's backbone; returns the folder, for `backbone.load_backbone`.
+
+    Args:
+        address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, of the registry that
+            `MLFLOW_TRACKING_URI` names.
+
+    Raises:
+        UserError: if there is no such version, or it holds no backbone of ours.
+        RunFailed: if MLflow cannot be reached.
+    """
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([\w-]+)|/(\d+))", address)
+    if found is None:
+        raise UserError(
+            f"{address!r} names no version", fix="write models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UserError(
+            f"{address} is sought in the registry of MLFLOW_TRACKING_URI, which is not set",
+            fix="set it (for a run that tracked itself: sqlite:///RUN/mlflow/mlflow.db), or name the run's folder",
+        )
+    uri = tracking_uri(Path())
+    try:
+        return _fetch(uri, *found.groups())
+    except Exception as error:
+        if missing(error) or refused(error) or isinstance(error, OSError):
+            raise UserError(
+                f"there is no such version with a backbone in {redact_text(uri)}: {reason(error)}",
+                where=address,
+                fix="look up the name, version and aliases on MLflow's page",
+            ) from error
+        raise RunFailed(f"MLflow at {redact_text(uri)} cannot be reached: {reason(error)}") from error
+
+
+def _fetch(uri: str, name: str, alias: str | None, number: str | None) -> Path:
+    client = connect(uri)
+    import mlflow.artifacts
+
+    if alias is not None:
+        number = client.get_model_version_by_alias(name, alias).version
+    source = client.get_model_version_download_uri(name, str(number))
+    folder = mlflow.artifacts.download_artifacts(f"{source}/data/{_DATA}", tracking_uri=uri)
+    return Path(folder)
+
+
 class _Registration:
     """The requests, in an order in which each can be found again after a cut.
 
@@ -207,7 +255,7 @@ class _Registration:
 
         import scholarch
 
-        trained, path, data = self.trained, folder / "model", folder / "backbone"
+        trained, path, data = self.trained, folder / "model", folder / _DATA
         data.mkdir()
         width = save_backbone(data, trained.options, trained.weights, trained.preprocessing)
         mlflow.pyfunc.save_model(

@@ -9,33 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from scholarch.report import curves, pictures
+from scholarch.report.look import FixedPictures
 from scholarch.report.theme import DARK, LIGHT, Theme, png, write_png
 from scholarch.storage.local import write_text
 
 INDEX_NAME = "index.html"
 Draw = Callable[[Theme], Figure | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedPictures:
-    """The same pictures at every report, and what the model makes of them.
-
-    Attributes:
-        images: [B, C, H, W], normalised.
-        patches: patch features [B, N, D].
-        attention: [B, heads, h, w], CLS to patches in the last block; None where a model has none.
-        grid: (h, w), patches down and across.
-    """
-
-    images: Tensor
-    patches: Tensor
-    attention: np.ndarray | None
-    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +103,7 @@ def write_report(folder: Path, content: Content) -> Report:
                 "dark": _embedded(png(dark)),
             }
         )
-    environment = Environment(
-        loader=PackageLoader("scholarch.report"), autoescape=select_autoescape(), trim_blocks=True
-    )
+    environment = Environment(loader=PackageLoader("scholarch.report"), autoescape=True, trim_blocks=True)
     page = environment.get_template("page.html.j2").render(
         content=content,
         sections=shown,

@@ -74,7 +74,7 @@ def _data(recipe: Recipe, source: Source) -> DataSection:
         look = scan(source, seed=recipe.seed, at_most=256)
         look.require_good(f"data={data.source}")
         # Grey pictures among coloured ones are made coloured, never the other way round.
-        channels = min(max(look.channels), 3) if max(look.channels) <= 4 else max(look.channels)
+        channels = max(look.channels)
     mean, std = data.mean, data.std
     if "auto" in (mean, std):
         report = scan(source, channels=channels, seed=recipe.seed)

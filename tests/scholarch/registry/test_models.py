@@ -23,10 +23,10 @@ from scholarch.models import build_backbone
 from scholarch.models.features import Backbone, Features, Views
 from scholarch.models.initialise import initialise
 from scholarch.models.vit import ViTOptions
-from scholarch.registry.backbone import Preprocessing
+from scholarch.registry.backbone import Preprocessing, load_backbone
 from scholarch.registry.card import Card
 from scholarch.registry.client import local_uri
-from scholarch.registry.models import Trained, register_backbone, requirements
+from scholarch.registry.models import Trained, download, register_backbone, requirements
 from scholarch.registry.tracking import Data, Tracker
 from scholarch.storage.records import append_record
 
@@ -297,6 +297,28 @@ def test_what_a_user_can_get_wrong(run_folder: Path) -> None:
     wrong = replace(trained(), options=replace(OPTIONS, embed_dim=32))
     with pytest.raises(UserError, match="do not fit the model"):
         register_backbone(run_folder, "dino", wrong)
+
+
+def test_a_registered_backbone_can_be_fetched(
+    registered: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_uri(registered[0]))
+
+    for address in ("models:/dino@candidate", "models:/dino/1"):
+        loaded, preprocessing = load_backbone(download(address))
+        assert preprocessing == SEEN
+        assert torch.equal(loaded.state_dict()["cls_token"], backbone().state_dict()["cls_token"])
+    for address, words in {
+        "models:/dino@champion": "there is no such version",
+        "models:/dino/9": "there is no such version",
+        "models:/none/1": "there is no such version",
+        "models:/dino": "names no version",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            download(address)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match="which is not set"):
+        download("models:/dino/1")
 
 
 def test_requirements_are_pinned_to_what_is_installed() -> None:

@@ -19,7 +19,7 @@ import pytest
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
 
-SECONDS = 60
+SECONDS = 120
 
 
 class Started:
@@ -132,7 +132,7 @@ def test_wrong_input_is_said_once_and_not_tried_again(stand_in: Callable[[str], 
 def test_wrong_input_of_another_worker_is_shown(stand_in: Callable[[str], Path]) -> None:
     folder = stand_in("""
         if rank == 0:
-            time.sleep(60)
+            time.sleep(300)
         sys.stderr.write("error: disk full\\n")
         sys.exit(2)
     """)
@@ -146,7 +146,7 @@ def test_fault_is_started_again_and_told(stand_in: Callable[[str], Path]) -> Non
             sys.stderr.write("ValueError: loss of term koleo is not finite\\n")
             sys.exit(1)
         if restart is None:
-            time.sleep(60)
+            time.sleep(300)
     """)
     code, output = Started(folder, processes=2, max_restarts=1).end()
     assert code == 0
@@ -205,7 +205,7 @@ def test_worker_that_does_not_end_is_killed(stand_in: Callable[[str], Path]) -> 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (folder / "up").touch()
         (folder / "pid").write_text(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(300)
     """)
     started = Started(folder, grace=0.5)
     wait_for(folder / "up", folder / "pid")

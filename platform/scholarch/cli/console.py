@@ -25,6 +25,7 @@ class Console:
         self.last = 0.0
         self.width = 0
         self.said: set[str] = set()
+        self.suspected: set[str] = set()
 
     def recorded(self, record: Mapping[str, float]) -> None:
         """Shows the step, and what was measured at it."""
@@ -41,10 +42,16 @@ class Console:
             self.last = now
         if measured:
             self._line(health_line(record))
-        for name, warning in warnings(record).items():
-            if name not in self.said:
+        if measured:
+            self._warn(warnings(record))
+
+    def _warn(self, found: Mapping[str, str]) -> None:
+        """Says once what was seen twice in a row: features begin alike, and that passes."""
+        for name, warning in found.items():
+            if name in self.suspected and name not in self.said:
                 self.said.add(name)
                 self.warned(warning)
+        self.suspected = set(found)
 
     def warned(self, message: str) -> None:
         """Shows a warning on a line of its own."""

@@ -208,8 +208,6 @@ def _to_eva(backbone: VisionTransformer) -> TimmModel:
     architecture = f"vit_{size}_patch16_dinov3{'_qkvb' if with_bias else ''}"
     arguments = _common(backbone, _hidden(backbone), 1e-5)
     arguments |= {"num_reg_tokens": options.registers, "rope_temperature": float(options.rope.base)}
-    if gated:
-        arguments["swiglu_align_to"] = 1  # the hidden width is aligned already
     state: State = {}
     for name, tensor in _state(backbone).items():
         if name.endswith("qkv.bias"):

@@ -5,9 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_helpers import arrays, parameters, pictures, tiny_options, tiny_vit
+from model_helpers import (
+    TINY,
+    TINY_CAPI,
+    TINY_CONVNEXT,
+    arrays,
+    parameters,
+    pictures,
+    shaken,
+    tiny_options,
+    tiny_vit,
+)
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
+from scholarch.models.capi import CapiViTOptions
+from scholarch.models.convnext import ConvNeXtOptions
 from scholarch.models.features import Features, Views
 from scholarch.models.positions import LearnedPositionOptions
 from scholarch.models.rope import RopeOptions
@@ -309,6 +321,21 @@ def test_no_pictures() -> None:
     assert features.patches.shape == (0, 4, 16)
     (features.cls.sum() + features.patches.sum()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [ViTOptions, ConvNeXtOptions, CapiViTOptions])
+def test_checkpointed_blocks_run_again_in_the_backward_pass(options: Any) -> None:
+    tiny = {ViTOptions: TINY, ConvNeXtOptions: TINY_CONVNEXT, CapiViTOptions: TINY_CAPI}[options]
+    model = shaken(build_backbone(options(**tiny))).train()
+    block = model.blocks[0]  # type: ignore[index]
+    runs: list[None] = []
+    inner = block.norm if options is ConvNeXtOptions else block.norm1  # type: ignore[union-attr]
+    inner.register_forward_hook(lambda *_: runs.append(None))  # type: ignore[operator, union-attr]
+    for checkpointed, expected in ((False, 1), (True, 2)):
+        block.checkpoint = checkpointed  # type: ignore[assignment, union-attr]
+        runs.clear()
+        model([Views(pictures(1, 32, 32))])[0].patches.sum().backward()
+        assert len(runs) == expected
 
 
 def test_compiled_and_checkpointed_blocks_change_nothing() -> None:

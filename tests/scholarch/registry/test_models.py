@@ -99,6 +99,10 @@ def registered(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -
     shutil.copy(fresh_database, folder / "mlflow" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        # MLflow takes such files from the working directory for the model's own.
+        patch.chdir(tmp_path_factory.mktemp("project"))
+        Path("uv.lock").write_text("version = 1\n")
+        Path("pyproject.toml").write_text("[project]\nname = 'other'\nversion = '1'\n")
         run_id = track(folder)
         first = register_backbone(folder, "dino", trained())
         again = register_backbone(folder, "dino", trained())
@@ -192,7 +196,7 @@ def test_the_files_of_a_model(registered: tuple[Path, str]) -> None:
     }
     assert (folder / "requirements.txt").read_text().split() == requirements()
     assert (folder / "code" / "scholarch" / "registry" / "pyfunc.py").exists()
-    assert not (folder / "uv.lock").exists()
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in folder.iterdir()}
     assert not list(folder.rglob("*.pkl"))
 
 

@@ -89,9 +89,10 @@ def test_no_secret_is_stored_anywhere(run_folder: Path) -> None:
     tracker = start(run_folder)
     tracker.recipe(RECIPE)
     tracker.tags({"password": "hunter2", "address": "http://ann:hunter2@host"})
-    tracker.data(
-        Data(name="d", source="https://ann:hunter2@host/d?token=hunter2", fingerprint="1", counts={})
-    )
+    for number, source in enumerate(
+        ["https://ann:hunter2@host/d?token=hunter2", "s3://key:hunter2@bucket/d"]
+    ):
+        tracker.data(Data(name="d", source=source, fingerprint=str(number), counts={}))
     assert tracker.finish("FINISHED", timeout=60) == ""
 
     files = [path for path in run_folder.rglob("*") if path.is_file()]

@@ -17,11 +17,12 @@ class Console:
 
     Args:
         steps: length of the run.
+        stream: None: standard error.
     """
 
-    def __init__(self, steps: int, stream: TextIO = sys.stderr) -> None:
-        self.steps, self.stream = steps, stream
-        self.refreshing = stream.isatty()
+    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
+        self.steps, self.stream = steps, stream or sys.stderr
+        self.refreshing = self.stream.isatty()
         self.last = 0.0
         self.width = 0
         self.said: set[str] = set()

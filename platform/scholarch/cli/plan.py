@@ -11,7 +11,7 @@ from typing import Any
 
 from scholarch.cli.pretrain import DEFAULT_RECIPE
 from scholarch.cli.sources import RECIPE
-from scholarch.config.load import merge, parse_override, parse_yaml, plain
+from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
@@ -114,9 +114,7 @@ def _asked_recipe(request: Request) -> Recipe:
     if request.run is not None and (request.resume or request.restarted):
         saved = request.run / RECIPE
         if request.recipe is None and saved.is_file():
-            data = parse_yaml(saved.read_text())
-            for text in request.overrides:
-                data = merge(data, parse_override(text))
+            data = overridden(parse_yaml(saved.read_text()), request.overrides)
             return recipe_from(data, where=str(saved))
     return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides)
 

@@ -131,16 +131,29 @@ def parse_override(text: str) -> dict[str, Any]:
     return {first: nested}
 
 
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data` with overrides laid over it in order; `data=PATH` replaces the whole section.
+
+    Raises:
+        UserError: if one is not of the form key.path=value.
+    """
+    result = dict(data)
+    for text in overrides:
+        change = parse_override(text)
+        if isinstance(change.get("data"), str):
+            result["data"] = {"source": change["data"]}
+        else:
+            result = merge(result, change)
+    return result
+
+
 def load_recipe(name: str, overrides: Sequence[str], kinds: Kinds) -> Recipe:
     """The recipe `name` with `overrides`, validated, its schedules resolved to steps.
 
     Raises:
         UserError: with every mistake at once.
     """
-    data = read_recipe(name)
-    for text in overrides:
-        data = merge(data, parse_override(text))
-    return validate(data, kinds, where=f"recipe {name}")
+    return validate(overridden(read_recipe(name), overrides), kinds, where=f"recipe {name}")
 
 
 def validate(data: Mapping[str, Any], kinds: Kinds, where: str) -> Recipe:

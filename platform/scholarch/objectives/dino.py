@@ -79,6 +79,10 @@ class Dino(Term):
     def student_outputs(self) -> Sequence[Output]:
         return tuple(Output(view, "cls", self.options.head) for view in self.options.student_views)
 
+    def smallest_batch(self) -> int:
+        # Sinkhorn-Knopp shares prototypes out among samples: one alone gets all of them.
+        return 2 if self.options.centring.kind == "sinkhorn" else 1
+
     def teacher_outputs(self) -> Sequence[Output]:
         return tuple(Output(view, "cls", self.options.head) for view in self.options.teacher_views)
 

@@ -70,6 +70,10 @@ class Ibot(Term):
     def student_outputs(self) -> Sequence[Output]:
         return (Output(self.options.view, "masked", self.options.head),)
 
+    def smallest_batch(self) -> int:
+        # Sinkhorn-Knopp shares prototypes out among samples: one alone gets all of them.
+        return 2 if self.options.centring.kind == "sinkhorn" else 1
+
     def teacher_outputs(self) -> Sequence[Output]:
         tokens: Literal["patches", "masked"] = "patches" if self.options.centre_on == "all" else "masked"
         return (Output(self.options.view, tokens, self.options.head),)

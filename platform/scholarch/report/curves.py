@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -45,19 +46,22 @@ def series(records: Sequence[Record]) -> dict[str, Curve]:
 def panels(curves: Mapping[str, Curve], prefix: str = "") -> Panels:
     """Metrics whose name begins with `prefix`, grouped by the next part of their name.
 
-    `loss/dino/global` and `loss/dino/local` share the panel "dino" of prefix "loss/"; a last word
-    that is a statistic makes lines of one panel too: `patch_norm_mean` and `patch_norm_max`.
+    `loss/dino/global` and `loss/dino/local` share the panel "dino" of prefix "loss/"; statistics of
+    one thing are lines of one panel too: `patch_norm_mean` and `patch_norm_max`.
     """
     grouped: Panels = {}
-    for name, curve in curves.items():
-        if not name.startswith(prefix):
-            continue
-        title, _, label = name.removeprefix(prefix).partition("/")
-        stem, _, word = title.rpartition("_")
-        if not label and stem and word in _STATISTICS:
-            title, label = stem, word
-        grouped.setdefault(words(title), {})[words(label)] = curve
+    names = {name: name.removeprefix(prefix) for name in curves if name.startswith(prefix)}
+    stems = Counter(name.rpartition("_")[0] for name in names.values() if _statistic(name))
+    for full, name in names.items():
+        title, _, label = name.partition("/")
+        if _statistic(name) and stems[name.rpartition("_")[0]] > 1:
+            title, _, label = name.rpartition("_")
+        grouped.setdefault(words(title), {})[words(label)] = curves[full]
     return grouped
+
+
+def _statistic(name: str) -> bool:
+    return "/" not in name and name.rpartition("_")[2] in _STATISTICS
 
 
 def draw_panels(

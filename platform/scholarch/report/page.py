@@ -185,7 +185,8 @@ def _feature_sections(content: Content, fixed: FixedPictures) -> list[Section]:
             Section(
                 "attention",
                 "Attention",
-                "Where the CLS token looks in the last block, for each head; bright is much.",
+                "Where the CLS token looks in the last block, for each head; bright is much. Each map is scaled to "
+                "its own range.",
                 lambda theme: pictures.draw_attention(fixed.images, attention, mean, std, theme),
             )
         )

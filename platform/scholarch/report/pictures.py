@@ -160,19 +160,25 @@ def draw_attention(
 ) -> Figure:
     """Pictures [B, C, H, W], and beside each how CLS attends to it in each head [B, heads, h, w].
 
-    Each map is scaled to its own largest value.
+    Each map is scaled to its own range.
     """
     seen, heat = to_rgb_images(images, mean, std), colormaps["magma"]
     columns = 1 + maps.shape[1]
-    cell = min((PIXELS - GAP * (columns - 1)) // columns, 240)
-    canvas = Canvas(theme, len(seen) * (cell + GAP))
-    for column in range(columns):
-        canvas.title(f"head {column}" if column else "picture", column * (cell + GAP))
-    for row, (picture, heads) in enumerate(zip(seen, maps, strict=True)):
-        canvas.place(picture, 0, row * (cell + GAP), cell)
+    abreast = max(1, min(len(seen), 8 // columns))  # pictures of a model with few heads share a row
+    rows = math.ceil(len(seen) / abreast)
+    cell = (PIXELS - GAP * abreast * (columns - 1) - _BLOCK_GAP * (abreast - 1)) // (abreast * columns)
+    cell = min(cell, _LARGEST_CELL // 2)
+    canvas = Canvas(theme, rows * (cell + GAP))
+    for number, (picture, heads) in enumerate(zip(seen, maps, strict=True)):
+        block, row = divmod(number, rows)
+        left, top = block * (columns * (cell + GAP) - GAP + _BLOCK_GAP), row * (cell + GAP)
+        canvas.place(picture, left, top, cell)
         for column, head in enumerate(heads, 1):
-            scaled = head / max(float(head.max()), 1e-12)
-            canvas.place(heat(scaled)[..., :3], column * (cell + GAP), row * (cell + GAP), cell)
+            scaled = (head - head.min()) / max(float(np.ptp(head)), 1e-12)
+            canvas.place(heat(scaled)[..., :3], left + column * (cell + GAP), top, cell)
+        if row == 0:
+            for column in range(columns):
+                canvas.title(f"head {column}" if column else "picture", left + column * (cell + GAP))
     return canvas.figure()
 
 

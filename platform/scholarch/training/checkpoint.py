@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,11 @@ def committed(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def newest_whole(folder: Path, warn: Any = print) -> Checkpoint | None:
+def _warn(message: str) -> None:
+    sys.stderr.write(f"warning: {message}\n")
+
+
+def newest_whole(folder: Path, warn: Callable[[str], object] = _warn) -> Checkpoint | None:
     """The newest checkpoint whose files are as they were written; damaged ones are named and passed over."""
     for checkpoint in reversed(committed(folder)):
         damage = checkpoint.damage()
@@ -168,7 +174,9 @@ def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dic
     prefix = f"teachers.{teacher}.backbone."
     state = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in names.items()}
     check_same_architecture(checkpoint, {"learner": state}, only=f"learner.{prefix}")
-    load({"learner": state}, checkpoint_id=checkpoint.path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant here
+        load({"learner": state}, checkpoint_id=checkpoint.path, no_dist=True)
     return {name: state[f"{prefix}{name}"] for name in names}
 
 

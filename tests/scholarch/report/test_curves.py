@@ -48,23 +48,17 @@ def test_series_leave_out_what_is_no_measurement() -> None:
 
 
 def test_names_decide_what_is_drawn_together() -> None:
-    names = [
-        "loss/total",
-        "loss/dino/global",
-        "loss/dino/local",
-        "loss/koleo",
-        "loss/norm_mean",
-        "loss/norm_max",
-    ]
+    names = ["total", "dino/global", "dino/local", "koleo", "norm_mean", "norm_max", "feature_std"]
     one = curves.Curve(np.asarray([1]), np.asarray([1.0]))
 
-    grouped = curves.panels(dict.fromkeys([*names, "health/x"], one), "loss/")
+    grouped = curves.panels(dict.fromkeys([*(f"loss/{name}" for name in names), "health/x"], one), "loss/")
 
     assert {title: list(lines) for title, lines in grouped.items()} == {
         "total": [""],
         "dino": ["global", "local"],
         "koleo": [""],
         "norm": ["mean", "max"],
+        "feature std": [""],
     }
 
 

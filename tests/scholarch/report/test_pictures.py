@@ -158,7 +158,18 @@ def test_attention_is_bright_where_it_is_high() -> None:
     image = pixels(pictures.draw_attention(plain((0, 1, 0), 1, 8), maps, MEAN, STD))
 
     brightest = (252, 253, 191)  # the end of magma
-    assert count(image, brightest) == pytest.approx(120**2, rel=0.02)
+    assert count(image, brightest) == pytest.approx(120**2, rel=0.02)  # a quarter of a map of 240 pixels
+
+
+def test_pictures_with_few_heads_share_a_row() -> None:
+    maps = np.random.default_rng(0).random((4, 3, 2, 2))
+    green = plain((0, 1, 0), 4, 8)
+
+    few = pixels(pictures.draw_attention(green, maps, MEAN, STD))
+    many = pixels(pictures.draw_attention(green, maps.repeat(2, axis=1), MEAN, STD))
+
+    assert count(few, (0, 255, 0)) == pytest.approx(4 * ((1440 - 60) // 8) ** 2, rel=0.05)
+    assert few.shape[0] < many.shape[0] * 0.6
 
 
 def test_a_backbone_is_looked_at_as_it_is() -> None:

@@ -117,9 +117,7 @@ def train(world: World, folder: Path, overrides: Sequence[str]) -> list[dict[str
     Goes on from the newest checkpoint in `folder` where there is one.
     """
     source = open_source("digits")
-    recipe = autos.resolve(
-        tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size
-    )
+    recipe = autos.resolve(tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size)
     layout = check_batch(recipe, world.size)
     kept = Kept()
     trainer = build_trainer(recipe, source, layout, world, folder, [kept])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from scholarch import collectives
-from terms import on_ranks
+from gloo import run_ranks
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -30,7 +30,7 @@ def _gather(group: ProcessGroup, known: bool, dtype: torch.dtype) -> tuple[Tenso
 )
 def test_gather_rows_with_uneven_and_empty_shares(known: bool, dtype: torch.dtype) -> None:
     expected = torch.cat([_rows(rank, dtype) for rank in range(3)])
-    for rank, (gathered, gradient) in enumerate(on_ranks(3, _gather, known, dtype)):
+    for rank, (gathered, gradient) in enumerate(run_ranks(3, _gather, known, dtype)):
         assert torch.equal(gathered, expected)
         # Rank r's loss weighs every row by r + 1: 1 + 2 + 3 comes back.
         assert torch.equal(gradient, torch.full((COUNTS[rank], 2), 6, dtype=dtype))
@@ -43,7 +43,7 @@ def _wrong_counts(group: ProcessGroup) -> None:
 
 @pytest.mark.gloo
 def test_gather_rows_refuses_counts_that_are_not_its_rows() -> None:
-    on_ranks(2, _wrong_counts)
+    run_ranks(2, _wrong_counts)
 
 
 def _reduce(group: ProcessGroup) -> tuple[Tensor, Tensor, list[int], Tensor]:
@@ -55,7 +55,7 @@ def _reduce(group: ProcessGroup) -> tuple[Tensor, Tensor, list[int], Tensor]:
 
 @pytest.mark.gloo
 def test_reductions_leave_their_input_alone() -> None:
-    for rank, (total, largest, counts, x) in enumerate(on_ranks(3, _reduce)):
+    for rank, (total, largest, counts, x) in enumerate(run_ranks(3, _reduce)):
         assert total.tolist() == [3, -3]
         assert largest.tolist() == [2, 0]
         assert counts == COUNTS

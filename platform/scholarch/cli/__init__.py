@@ -58,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = module.run(parser.parse_intermixed_args(words[1:]))
     except (UserError, RunFailed) as error:
-        # Every process of a run meets the same mistake; one says it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"scholarch: {error}", file=sys.stderr)
+        # Every process of a run meets the same mistake; the launcher shows one of them.
+        print(f"scholarch: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

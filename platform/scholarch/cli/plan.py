@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ def make_plan(request: Request, world: World) -> Plan:
     Raises:
         UserError: on all processes, whichever of them met the mistake.
     """
+    # A node that joined later was not started again, but takes part in a run that was.
+    request = replace(request, restarted=any(world.gather(request.restarted)))
     asked = world.agree(lambda: _asked_recipe(request))
     split = world.agree(lambda: split_of(asked))
     run = world.from_first(request.run or _new_run(asked))

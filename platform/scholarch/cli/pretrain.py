@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from scholarch.training.distributed import world
 
     # An elastic restart goes on where the last commit was.
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    restarted = os.environ.get("SCHOLARCH_RESTART") == "1"
     request = Request(
         recipe=arguments.recipe,
         overrides=tuple(arguments.overrides),

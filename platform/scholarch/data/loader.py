@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import multiprocessing.forkserver
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -173,6 +176,7 @@ class StepLoader:
             prefetch_factor=self.ahead if self.workers else None,
             pin_memory=self.pin_memory,
             multiprocessing_context=_fork_server() if self.workers else None,
+            worker_init_fn=_end_with_trainer if self.workers else None,
             # Its own, so that torch's global generator is left alone.
             generator=torch.Generator(),
         )
@@ -192,6 +196,22 @@ class _Keys:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return ((step, share) for step in self.steps for share in self.shares)
+
+
+def _end_with_trainer(_worker: int) -> None:
+    """Ends this worker when the trainer dies without a word.
+
+    Torch's own watch looks at the parent process, which is the fork server; and that server lives as
+    long as a worker does, since each worker holds the pipe by which the server sees the trainer.
+    """
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        threading.Thread(target=_exit_after, args=(trainer.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def prepare_workers() -> None:

@@ -104,7 +104,9 @@ class Delivery:
         place = None
         if self._target.uri == local_uri(self._folder):
             place = (self._folder / "mlflow" / "artifacts").absolute().as_uri()
-        return str(self._client.create_experiment(name, artifact_location=place))
+        # Its page then opens with training runs, not with what language models need.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(name, artifact_location=place, tags=kind))
 
     def _read_run(self) -> None:
         try:

@@ -106,6 +106,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -
         run_id = track(folder)
         first = register_backbone(folder, "dino", trained())
         again = register_backbone(folder, "dino", trained())
+        assert sorted(path.name for path in Path().iterdir()) == ["pyproject.toml", "uv.lock"]
     assert (first.version, first.created, first.uri) == ("1", True, "models:/dino/1")
     assert (again.version, again.created) == ("1", False)
     return folder, run_id

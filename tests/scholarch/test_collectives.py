@@ -1,7 +1,7 @@
 import pytest
 import torch
-from scholarch import collectives
 from gloo import run_ranks
+from scholarch import collectives
 from torch import Tensor
 from torch.distributed import ProcessGroup
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import multiprocessing.forkserver
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping

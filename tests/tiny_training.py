@@ -17,8 +17,10 @@ from scholarch.training.checkpoint import newest_whole
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, materialise
+from scholarch.training.observe import Observer
 from scholarch.training.preflight import check_batch
 from scholarch.training.recipe import load_recipe
+from scholarch.training.trainer import Trainer
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
@@ -111,16 +113,22 @@ class Kept:
         raise AssertionError(message)
 
 
+def tiny_trainer(
+    world: World, folder: Path, overrides: Sequence[str], *observers: Observer
+) -> tuple[Trainer, Recipe]:
+    """A trainer of the tiny recipe on digits, put together as `scholarch pretrain` does."""
+    source = open_source("digits")
+    recipe = autos.resolve(tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size)
+    return build_trainer(recipe, source, check_batch(recipe, world.size), world, folder, observers), recipe
+
+
 def train(world: World, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
-    """Trains the tiny recipe on digits as `scholarch pretrain` does, and gives rank 0's records.
+    """Trains the tiny recipe and gives rank 0's records.
 
     Goes on from the newest checkpoint in `folder` where there is one.
     """
-    source = open_source("digits")
-    recipe = autos.resolve(tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size)
-    layout = check_batch(recipe, world.size)
     kept = Kept()
-    trainer = build_trainer(recipe, source, layout, world, folder, [kept])
+    trainer, _ = tiny_trainer(world, folder, overrides, kept)
     found = newest_whole(folder)
     trainer.run(trainer.resume(found) if found else 0)
     return kept.records

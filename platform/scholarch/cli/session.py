@@ -21,8 +21,7 @@ from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
 from scholarch.config.load import plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
-from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED
-from scholarch.registry.models import Registered
+from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
 from scholarch.registry.tracking import Data, Status, Tracker, known_run
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
@@ -134,9 +133,15 @@ class Session:
             self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}")
         else:
             write_export(model, plan.run / EXPORT)
-            self.tracker.wait(TRACKING_SECONDS)
-            registered = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
-            self._say(summary(plan, records, registered))
+            if not self.tracker.trouble:
+                self.tracker.wait(TRACKING_SECONDS)
+            self._say(accuracy(plan, records))
+            try:
+                done = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
+                self._say(f"registered {done.name} version {done.version}, alias candidate")
+            except (RunFailed, UserError) as error:
+                # The training is whole and exported; only the registry is missing.
+                self._say(f"warning: {error}")
         width = max(map(len, following))
         lines = [f"  {what:<{width}}  {command}" for what, command in following.items()]
         self._say("next:\n" + "\n".join(lines))
@@ -157,17 +162,15 @@ def data_of(plan: Plan) -> Data:
     )
 
 
-def summary(plan: Plan, records: list[Record], registered: Registered) -> str:
-    """What came out."""
-    lines = []
+def accuracy(plan: Plan, records: list[Record]) -> str:
+    """k-NN accuracy of the trained teacher and of the untrained network, in words."""
     scores = [record["evaluation/knn"] for record in records if "evaluation/knn" in record]
-    if scores:
-        lines.append(
-            f"k-NN accuracy on {len(plan.split.held or ())} held-out pictures: "
-            f"{scores[-1]:.1%} trained, {scores[0]:.1%} untrained"
-        )
-    lines.append(f"registered {registered.name} version {registered.version}, alias candidate")
-    return "\n".join(lines)
+    if not scores:
+        return "no labels: k-NN accuracy was not measured"
+    return (
+        f"k-NN accuracy on {len(plan.split.held or ())} held-out pictures: "
+        f"{scores[-1]:.1%} trained, {scores[0]:.1%} untrained"
+    )
 
 
 def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:

@@ -132,7 +132,10 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`data` with overrides laid over it in order; `data=PATH` replaces the whole section.
+    """`data` with overrides laid over it in order.
+
+    `data=PATH` replaces the whole section, whose other values describe the pictures that were named
+    there; in a recipe that names none, it names them.
 
     Raises:
         UserError: if one is not of the form key.path=value.
@@ -141,7 +144,9 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for text in overrides:
         change = parse_override(text)
         if isinstance(change.get("data"), str):
-            result["data"] = {"source": change["data"]}
+            section = result.get("data")
+            unnamed = isinstance(section, Mapping) and not section.get("source")
+            result["data"] = {**(section if unnamed else {}), "source": change["data"]}
         else:
             result = merge(result, change)
     return result

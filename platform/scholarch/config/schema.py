@@ -39,7 +39,7 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where pictures come from and how they are normalised."""
 
-    source: str = Field(min_length=1, description="`digits`, `photos`, or a folder of pictures")
+    source: str = Field("", description="`digits`, `photos`, or a folder of pictures; empty: the user names it")
     labels: Literal["auto", "none", "folders"] = "auto"
     channels: Annotated[int, Field(ge=1)] | Auto = "auto"
     mean: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
@@ -82,6 +82,7 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
+    norm_decay: float = Field(0.0, ge=0, le=1, description="multiplier of weight decay for norms' weights")
     patch_embed_lr: float = Field(1.0, ge=0, description="multiplier of the patch embedding's learning rate")
     freeze_prototypes: Length = Field(
         0, description="steps, or share of the run, that prototypes do not move"

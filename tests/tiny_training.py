@@ -8,17 +8,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from scholarch.config.load import overridden, parse_yaml
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.draws import torch_generator
 from scholarch.training import autos
-from scholarch.training.assemble import _width, build_networks, build_terms, build_trainer
+from scholarch.training.assemble import allocate_term, build_networks, build_terms, build_trainer
 from scholarch.training.checkpoint import newest_whole
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, materialise
 from scholarch.training.preflight import check_batch
-from scholarch.training.recipe import load_recipe
+from scholarch.training.recipe import load_recipe, recipe_from
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
@@ -46,6 +47,25 @@ TINY = (
     "training.steps=6",
     "terms.koleo.group=4",
 )
+
+CAPI = """
+name: tiny-capi
+data: {source: digits, channels: 1}
+model: {kind: capi, size: null, embed_dim: 24, depth: 2, heads: 2, predictor_depth: 2, ffn_ratio: 2.0, patch: 4,
+  channels: 1, registers: 4, stochastic_depth: 0.3}
+heads:
+  capi: {layers: 0, prototypes: 12, weight_norm: trainable}
+views:
+  global: {count: 1, size: 16, scale: [0.6, 1.0], flip: 0.0, distortions: none}
+masks:
+  global: {kind: inverse_block, ratio: 0.65, predicted: 0.3}
+teachers:
+  ema: {momentum: 0.9}
+terms:
+  capi: {learning_rate: [{shape: linear, steps: 0.5, start: 0.0, end: 5.0e-3}]}
+optimizer: {lr: 1.0e-3, clip: null, norm_decay: 0.1, betas: [0.9, 0.95]}
+training: {global_batch: 8, steps: 6}
+"""
 
 
 def tiny_recipe(*overrides: str) -> Recipe:
@@ -92,8 +112,7 @@ def tiny_learner(recipe: Recipe, group: ProcessGroup | None = None, precision: s
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        outputs = [*term.student_outputs(), *term.teacher_outputs()]
-        term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+        allocate_term(term, recipe, student, how)
     sees = {name: options.sees for name, options in recipe.teachers.items()}
     return Learner(student, teachers, sees, terms, seed=recipe.seed, group=group)
 
@@ -111,13 +130,21 @@ class Kept:
         raise AssertionError(message)
 
 
-def train(world: World, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
+def tiny_capi(*overrides: str) -> Recipe:
+    """CAPI on digits with everything made small, from nothing."""
+    return recipe_from(overridden(parse_yaml(CAPI), overrides), where="tiny-capi")
+
+
+def train(
+    world: World, folder: Path, overrides: Sequence[str], recipe: Recipe | None = None
+) -> list[dict[str, float]]:
     """Trains the tiny recipe on digits as `scholarch pretrain` does, and gives rank 0's records.
 
     Goes on from the newest checkpoint in `folder` where there is one.
     """
     source = open_source("digits")
-    recipe = autos.resolve(tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size)
+    recipe = recipe or tiny_recipe(*overrides)
+    recipe = autos.resolve(recipe, source, world_size=world.size, local_size=world.size)
     layout = check_batch(recipe, world.size)
     kept = Kept()
     trainer = build_trainer(recipe, source, layout, world, folder, [kept])

@@ -22,7 +22,7 @@ from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
-from scholarch.training.networks import Execution, Network, build_network, materialise
+from scholarch.training.networks import Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
 from scholarch.training.teachers import Teachers
@@ -74,9 +74,7 @@ def build_learner(recipe: Recipe, world: World) -> Learner:
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        outputs = [*term.student_outputs(), *term.teacher_outputs()]
-        term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
-        term.to(world.device)
+        allocate_term(term, recipe, student, how)
     return Learner(
         student,
         teachers,
@@ -85,6 +83,16 @@ def build_learner(recipe: Recipe, world: World) -> Learner:
         seed=recipe.seed,
         group=world.group,
     )
+
+
+def allocate_term(term: Term, recipe: Recipe, student: Network, how: Execution) -> None:
+    """Gives a term its buffers and parameters, where and how the networks are."""
+    outputs = [*term.student_outputs(), *term.teacher_outputs()]
+    term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+    trained = term.trained()
+    for module in trained.modules if trained else ():
+        place(module, how)
+    term.to(how.device)
 
 
 def _width(recipe: Recipe, student: Network, output: Output) -> int:
@@ -148,7 +156,11 @@ def build_trainer(
     learner = build_learner(recipe, world)
     training = recipe.training
     optimizer = Optimizer(
-        learner.student, recipe.optimizer, global_batch=training.global_batch, total_steps=training.steps
+        learner.student,
+        recipe.optimizer,
+        global_batch=training.global_batch,
+        total_steps=training.steps,
+        terms=learner.trained_terms(),
     )
     return Trainer(
         recipe,

@@ -101,10 +101,15 @@ def newest_whole(folder: Path, warn: Callable[[str], object] = _warn) -> Checkpo
 
 
 def _state(learner: Learner, optimizer: Optimizer) -> dict[str, Any]:
-    return {
+    state = {
         "learner": learner.state_dict(),
         "optimizer": get_optimizer_state_dict(learner.student, optimizer.adamw, options=_FLAT),
     }
+    if optimizer.terms:
+        state["term_optimizer"] = get_optimizer_state_dict(
+            learner.terms, optimizer.terms.adamw, options=_FLAT
+        )
+    return state
 
 
 class Checkpoints:
@@ -157,6 +162,10 @@ class Checkpoints:
         load(state, checkpoint_id=checkpoint.path)
         learner.load_state_dict(state["learner"])
         set_optimizer_state_dict(learner.student, optimizer.adamw, state["optimizer"], options=_FLAT)
+        if optimizer.terms:
+            set_optimizer_state_dict(
+                learner.terms, optimizer.terms.adamw, state["term_optimizer"], options=_FLAT
+            )
 
 
 def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from scholarch.draws import Draws
 from scholarch.models.features import Features, Views
-from scholarch.objectives.term import Output, Share, Term
+from scholarch.objectives.term import Output, Share, Term, Trained
 from scholarch.training.networks import Network
 
 
@@ -93,6 +93,10 @@ class Learner(nn.Module):
         for name, term in self.terms.items():
             assert isinstance(term, Term)
             yield name, term
+
+    def trained_terms(self) -> dict[str, Trained]:
+        """What terms train of their own, by name of the term."""
+        return {name: trained for name, term in self._terms() if (trained := term.trained())}
 
     def accumulate(
         self, batches: Sequence[Pictures], bounds: Sequence[tuple[int, int]], global_batch: int, step: int
@@ -197,6 +201,7 @@ class Learner(nn.Module):
             images = batch.views[name]  # [V, b, C, H, W]
             count = images.shape[0]
             masks = batch.masks.get(name) if masked else None
+            predict = share.predicted.get(name) if masked else None
             offsets = torch.arange(count, device=share.positions.device)[:, None] * share.global_batch
             views.append(
                 Views(
@@ -206,6 +211,7 @@ class Learner(nn.Module):
                     total=count * share.global_batch,
                     name=name,
                     local=name == "local",
+                    predict=None if predict is None else predict.flatten(0, 1),
                 )
             )
         return dict(zip(names, network.backbone(views, draws), strict=True))

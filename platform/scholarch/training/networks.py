@@ -132,6 +132,15 @@ def _shard(unit: nn.Module, execution: Execution) -> None:
         unit.set_force_sum_reduction_for_comms(True)
 
 
+def place(module: nn.Module, execution: Execution) -> None:
+    """Brings a term's trained module to the run's dtype, device and shards; it has its values already."""
+    module.to(DTYPES[execution.precision])
+    if execution.mesh is None:
+        module.to(execution.device)
+    else:
+        _shard(module, execution)
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a parameter that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from scholarch.data.options import resolve_views
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
+from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
-from scholarch.training.assemble import build_networks, build_terms
+from scholarch.training.assemble import allocate_term, build_networks, build_terms
 from scholarch.training.distributed import World
 from scholarch.training.layout import Layout, plan_layout
-from scholarch.training.networks import Network
+from scholarch.training.networks import Execution, Network
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
 FILES_BESIDE_CHECKPOINTS = 64 * 2**20
@@ -57,8 +58,9 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     check_writable(run)
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
-    sizes = memory(recipe, student, list(teachers.values()), layout, world)
-    checkpoint = checkpoint_bytes(recipe, student, list(teachers.values()))
+    own = term_parameters(recipe, terms, student)
+    sizes = memory(recipe, student, list(teachers.values()), layout, world.size, own)
+    checkpoint = checkpoint_bytes(recipe, student, list(teachers.values()), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
@@ -135,15 +137,33 @@ def check_batch(recipe: Recipe, world_size: int) -> Layout:
     return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
 
 
+def term_parameters(recipe: Recipe, terms: Mapping[str, Term], student: Network) -> int:
+    """How many parameters terms train of their own (CAPI's clustering)."""
+    how = Execution(device=torch.device("cpu"))
+    count = 0
+    for term in terms.values():
+        allocate_term(term, recipe, student, how)
+        trained = term.trained()
+        count += sum(
+            p.numel() for module in (trained.modules if trained else ()) for p in module.parameters()
+        )
+    return count
+
+
 def memory(
-    recipe: Recipe, student: Network, teachers: Sequence[Network], layout: Layout, world: World
+    recipe: Recipe,
+    student: Network,
+    teachers: Sequence[Network],
+    layout: Layout,
+    world_size: int,
+    term_parameters: int = 0,
 ) -> dict[str, int]:
     """Bytes on one process by part: an estimate, activations from the shapes of a ViT's tensors."""
     item = BYTES[recipe.training.precision]
-    trained = sum(p.numel() for p in student.parameters())
+    trained = sum(p.numel() for p in student.parameters()) + term_parameters
     held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
     half = 2 if recipe.training.precision == "bf16" else item
-    share = math.ceil(layout.global_batch / layout.micro_batches / world.size)
+    share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
     views = resolve_views(recipe.views)
     patch, width = recipe.model.patch, student.backbone.width
     tokens = sum(v.crops * share * (1 + (v.size // patch) ** 2) for n, v in views.items())
@@ -153,19 +173,21 @@ def memory(
     rows = sum(v.crops * share for v in views.values())
     prototypes = sum(int(head.prototypes) for head in recipe.heads.values())
     return {
-        "weights": (trained + held) * item // world.size,
-        "gradients": trained * item // world.size,
-        "optimizer": 2 * trained * item // world.size,
+        "weights": (trained + held) * item // world_size,
+        "gradients": trained * item // world_size,
+        "optimizer": 2 * trained * item // world_size,
         "activations": tokens * per_token * depth * half,
         "logits": 4 * rows * prototypes * item,
     }
 
 
-def checkpoint_bytes(recipe: Recipe, student: Network, teachers: Sequence[Network]) -> int:
+def checkpoint_bytes(
+    recipe: Recipe, student: Network, teachers: Sequence[Network], term_parameters: int = 0
+) -> int:
     """Size of a whole checkpoint: weights, both Adam moments, teachers."""
     item = BYTES[recipe.training.precision]
     held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
-    return item * (3 * sum(p.numel() for p in student.parameters()) + held)
+    return item * (3 * (sum(p.numel() for p in student.parameters()) + term_parameters) + held)
 
 
 def _available(world: World) -> int:

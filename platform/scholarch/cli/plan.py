@@ -13,6 +13,7 @@ from scholarch.cli.pretrain import DEFAULT_RECIPE
 from scholarch.cli.sources import RECIPE
 from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
+from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.data.source import Source
@@ -38,6 +39,7 @@ class Request:
         run: the run's folder; None: a new one is named.
         resume: go on from the newest checkpoint.
         restarted: an elastic launcher started this process again: resume if there is a checkpoint.
+        scale: `tiny` shrinks the recipe (scholarch.config.scale).
     """
 
     recipe: str | None
@@ -45,6 +47,7 @@ class Request:
     run: Path | None
     resume: bool
     restarted: bool = False
+    scale: Scale = "full"
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _asked_recipe(request: Request) -> Recipe:
         if request.recipe is None and saved.is_file():
             data = overridden(parse_yaml(saved.read_text()), request.overrides)
             return recipe_from(data, where=str(saved))
-    return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides)
+    return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
 
 
 def _new_run(recipe: Recipe) -> Path:

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where everything of the run goes (default: runs/NAME-TIME)",
     )
+    parser.add_argument(
+        "--scale",
+        choices=("full", "tiny"),
+        default="full",
+        help="tiny: shrink everything, so that each phase of the recipe runs on two cores in under a minute",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --run")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="such as data=FOLDER or training.steps=1000"
@@ -42,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         run=arguments.run,
         resume=arguments.resume,
         restarted=restarted,
+        scale=arguments.scale,
     )
     with world() as processes:
         return Session(request, processes).run()

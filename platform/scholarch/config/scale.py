@@ -1,0 +1,105 @@
+"""Shrinks a recipe until it runs to its end in under a minute on two cores, every phase of it included.
+
+What is kept is the method: terms, teachers, the shape of every schedule and the ratios between the
+sizes of views. What comes out is trained on two photographs and worth nothing but the proof that it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Scale = Literal["full", "tiny"]
+
+STEPS = 12
+BATCH = 8
+PATCH = 4
+GRID = 8
+"""Patches along the side of the largest view of its own crops."""
+GROUP = 4
+LARGEST: Mapping[str, int] = {"prototypes": 64, "hidden": 48, "bottleneck": 16}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    # The size's name stays: it says which feed-forward layer there is.
+    "vit": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH},
+    "capi": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH, "predictor_depth": 2, "registers": 4},
+    "convnext": {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32]},
+}
+DEFAULT_SIZE, DEFAULT_PATCH, DEFAULT_GRID = 224, {"vit": 16, "capi": 14, "convnext": 32}, 37
+"""Of views, models and learned positions, where a recipe leaves them out."""
+
+
+def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The tiny form of a recipe that is plain data, not yet validated; gives a new one.
+
+    Lengths in steps shrink with the run's, but none to nothing: a warm-up, a window or the
+    refresh of a snapshot still happens. Shares of the run stay.
+    """
+    data = {**recipe, "name": f"{recipe.get('name', 'recipe')}-tiny"}
+    steps = data.get("training", {}).get("steps", STEPS)
+    ratio = min(STEPS / steps, 1.0)
+    data = {name: _shorter(value, ratio) for name, value in data.items()}
+    _shrink_sizes(data)
+    if "optimizer" in data and isinstance(data["optimizer"].get("freeze_prototypes"), int):
+        data["optimizer"]["freeze_prototypes"] = _length(data["optimizer"]["freeze_prototypes"], ratio)
+    for name, largest in LARGEST.items():
+        for head in data.get("heads", {}).values():
+            if name in head:
+                head[name] = min(head[name], largest)
+    for term in data.get("terms", {}).values():
+        if isinstance(term.get("group"), int):
+            term["group"] = min(term["group"], GROUP)
+    data["training"] = {
+        **data.get("training", {}),
+        "steps": min(steps, STEPS),
+        "global_batch": BATCH,
+        "micro_batch": "auto",
+        "workers": 0,
+        "compile": False,
+    }
+    data["evaluation"] = {"every": STEPS, "at_most": 100}
+    data["data"] = _data(data.get("data"))
+    return data
+
+
+def _length(steps: int, ratio: float) -> int:
+    return max(round(steps * ratio), 1) if steps else 0
+
+
+def _shorter(value: Any, ratio: float) -> Any:
+    """A copy with every segment of a schedule, and every refresh, shortened by `ratio`."""
+    if isinstance(value, list):
+        return [_shorter(item, ratio) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    copy = {name: _shorter(item, ratio) for name, item in value.items()}
+    segment = "end" in copy and isinstance(copy.get("steps"), int)
+    for name in ("steps",) if segment else ("first", "every") if "first" in copy else ():
+        copy[name] = _length(copy[name], ratio)
+    return copy
+
+
+def _shrink_sizes(data: dict[str, Any]) -> None:
+    """Makes the model tiny, and the views so many patches fewer that the largest has GRID of them."""
+    model = data["model"]
+    kind = model.get("kind", "vit")
+    patch = model.get("patch", DEFAULT_PATCH[kind])
+    smaller = MODELS[kind].get("patch", patch)
+    views = data.get("views", {}).values()
+    largest = max((v.get("size", DEFAULT_SIZE) for v in views if not v.get("like")), default=DEFAULT_SIZE)
+    ratio = min(GRID * patch / largest, 1.0)
+    for view in views:
+        patches = round(view.get("size", DEFAULT_SIZE) / patch * ratio)
+        view["size"] = max(patches, 2) * smaller
+        if "count" in view and not any(isinstance(entry, list) for entry in (view.get("blur"),)):
+            view["count"] = min(view["count"], 4)
+    if model.get("position") == "learned":
+        learned = model.get("learned", {})
+        grid = max(round(learned.get("grid", DEFAULT_GRID) * ratio), 2)
+        model["learned"] = {**learned, "grid": grid}
+    model.update(MODELS[kind])
+
+
+def _data(section: Any) -> dict[str, Any]:
+    """The recipe's own data where it names some, else the photographs that need no download."""
+    section = {"source": section} if isinstance(section, str) else dict(section or {})
+    return section if section.get("source") else {**section, "source": "photos"}

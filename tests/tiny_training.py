@@ -149,7 +149,7 @@ def train(
     kept = Kept()
     trainer = build_trainer(recipe, source, layout, world, folder, [kept])
     found = newest_whole(folder)
-    trainer.run(trainer.resume(found) if found else 0)
+    trainer.run(trainer.resume(found) if found else trainer.begin())
     return kept.records
 
 

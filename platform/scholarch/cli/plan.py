@@ -23,7 +23,7 @@ from scholarch.errors import UserError
 from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
-from scholarch.training.preflight import Preflight, check
+from scholarch.training.preflight import Preflight, check, check_beginning
 from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
@@ -111,6 +111,7 @@ def make_plan(request: Request, world: World) -> Plan:
     recipe = recipe_from(data, where=f"recipe {asked.name}")
     world.agree(lambda: _same_data(split, world.from_first(split.train.fingerprint())))
     start = world.from_first(world.agree(lambda: _start(request, run, data, split, world)))
+    world.agree(lambda: check_beginning(recipe, start is None))
     preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
     return Plan(recipe, split, run, start, preflight)
 
@@ -170,7 +171,8 @@ def _start(
             where=str(request.run or "--resume"),
             fix="name the run's folder with --run; leave --resume out to begin a new one",
         )
-    refuse_changes(parse_yaml((run / RECIPE).read_text()), data, run)
+    saved = recipe_from(parse_yaml((run / RECIPE).read_text()), where=str(run / RECIPE))
+    refuse_changes(plain(saved), data, run)
     state = json.loads((run / STATE).read_text())
     before = state["data_set"]
     if before["fingerprint"] != split.train.fingerprint():

@@ -103,10 +103,11 @@ class Session:
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
         trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
         trainer.probes += self._probes(plan, trainer.learner)
-        start = 0
         if plan.start is not None:
             start = trainer.resume(plan.start)
             self._say(f"resumed from step {start} of {plan.run}")
+        else:
+            start = trainer.begin()
         outcome, finished = trainer.run(start)
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:

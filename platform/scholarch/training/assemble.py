@@ -20,6 +20,7 @@ from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
 from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
+from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network, build_network, materialise, place
@@ -32,6 +33,11 @@ from scholarch.training.trainer import Trainer
 def build_terms(recipe: Recipe) -> dict[str, Term]:
     """The recipe's terms by name, without their buffers."""
     return {name: TERMS[options.kind](options, name) for name, options in recipe.terms.items()}
+
+
+def teacher_model(recipe: Recipe, teacher: str) -> Any:  # noqa: ARG001
+    """Options of a teacher's backbone: the student's."""
+    return recipe.model
 
 
 def teacher_heads(recipe: Recipe, teacher: str, terms: Mapping[str, Term]) -> dict[str, Any]:
@@ -49,7 +55,8 @@ def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, 
     """The student and the teachers on the meta device."""
     student = build_network(recipe.model, recipe.heads)
     teachers = {
-        name: build_network(recipe.model, teacher_heads(recipe, name, terms)) for name in recipe.teachers
+        name: build_network(teacher_model(recipe, name), teacher_heads(recipe, name, terms))
+        for name in recipe.teachers
     }
     return student, teachers
 
@@ -80,6 +87,7 @@ def build_learner(recipe: Recipe, world: World) -> Learner:
         teachers,
         {name: options.sees for name, options in recipe.teachers.items()},
         terms,
+        frozen=[name for name, options in recipe.teachers.items() if options.weights == "frozen"],
         seed=recipe.seed,
         group=world.group,
     )
@@ -161,7 +169,9 @@ def build_trainer(
         global_batch=training.global_batch,
         total_steps=training.steps,
         terms=learner.trained_terms(),
+        head_warmup=recipe.init_from.head_warmup if recipe.init_from else 0,
     )
+    load_frozen(recipe, learner)
     return Trainer(
         recipe,
         learner,

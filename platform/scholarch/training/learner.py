@@ -5,7 +5,7 @@ Needs torch and NumPy alone. The optimizer, data loading, checkpoints and loggin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ class Learner(nn.Module):
         student: trained network.
         teachers: networks by name, in eval mode whatever `train()` is called with.
         sees: views that each teacher is shown.
+        frozen: names of teachers that never change, and so are in no checkpoint.
         terms: by name; each reads one teacher (`options.teacher`) or none.
         seed: the run's seed.
         group: the ranks that share the global batch; None for one process.
@@ -61,10 +62,12 @@ class Learner(nn.Module):
         sees: Mapping[str, Sequence[str]],
         terms: Mapping[str, Term],
         *,
+        frozen: Collection[str] = (),
         seed: int,
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self.frozen = frozenset(frozen)
         self.student = student
         self.teachers = nn.ModuleDict(dict(teachers))
         self.terms = nn.ModuleDict(dict(terms))

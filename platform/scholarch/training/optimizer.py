@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from scholarch.config.schedule import Length
 from scholarch.config.schema import OptimizerSection
 from scholarch.objectives.term import Trained
 from scholarch.training.networks import Network
@@ -26,6 +27,7 @@ class Group:
     lr: float
     weight_decay: float
     prototypes: bool
+    backbone: bool
 
 
 def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Group:
@@ -48,7 +50,12 @@ def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Gro
         decay = 0.0
     elif "norm" in name:
         decay = options.norm_decay
-    return Group(lr, decay, part != "backbone" and name.startswith(PROTOTYPES))
+    return Group(lr, decay, part != "backbone" and name.startswith(PROTOTYPES), part == "backbone")
+
+
+def in_steps(length: Length, total: int) -> int:
+    """A length of steps, or a share of the run, as steps."""
+    return round(length * total) if isinstance(length, float) else int(length)
 
 
 def lr_factor(options: OptimizerSection, global_batch: int) -> float:
@@ -66,6 +73,7 @@ class Optimizer:
         global_batch: samples of a step, for the scaling of the learning rate.
         total_steps: length of the run, for `freeze_prototypes` as a share.
         terms: what terms train of their own, by name of the term.
+        head_warmup: steps, or share of the run, in which the backbone does not move.
     """
 
     def __init__(
@@ -76,12 +84,13 @@ class Optimizer:
         global_batch: int,
         total_steps: int,
         terms: Mapping[str, Trained] | None = None,
+        head_warmup: Length = 0,
     ) -> None:
         self.network = network
         self.options = options
         self.lr = options.lr.scale(lr_factor(options, global_batch))
-        frozen = options.freeze_prototypes
-        self.frozen_steps = round(frozen * total_steps) if isinstance(frozen, float) else int(frozen)
+        self.frozen_steps = in_steps(options.freeze_prototypes, total_steps)
+        self.warmup_steps = in_steps(head_warmup, total_steps)
         depth = len(getattr(network.backbone, "blocks", ()))
         groups: dict[Group, list[nn.Parameter]] = {}
         for part, module in network.parts().items():
@@ -107,7 +116,9 @@ class Optimizer:
         """Moves the weights by the gradients, at the rates of `step`, and forgets the gradients."""
         rates = self.rates(step)
         for group, adamw_group in zip(self.groups, self.adamw.param_groups, strict=True):
-            frozen = group.prototypes and step < self.frozen_steps
+            frozen = (group.prototypes and step < self.frozen_steps) or (
+                group.backbone and step < self.warmup_steps
+            )
             adamw_group["lr"] = 0.0 if frozen else rates["lr"] * group.lr
             adamw_group["weight_decay"] = rates["weight_decay"] * group.weight_decay
         self.adamw.step()

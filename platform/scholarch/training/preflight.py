@@ -17,8 +17,19 @@ from scholarch.errors import UserError
 from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
 from scholarch.training.assemble import allocate_term, build_networks, build_terms
+from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
+from scholarch.training.initial import (
+    beginning,
+    check_file,
+    check_transfers,
+    find,
+    frozen_sources,
+    frozen_transfer,
+    transfers,
+)
 from scholarch.training.layout import Layout, plan_layout
+from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
@@ -58,9 +69,13 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     check_writable(run)
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
+    try:
+        Learner(student, teachers, {n: t.sees for n, t in recipe.teachers.items()}, terms, seed=recipe.seed)
+    except ValueError as error:
+        raise UserError(str(error), where="teachers") from None
     own = term_parameters(recipe, terms, student)
     sizes = memory(recipe, student, list(teachers.values()), layout, world.size, own)
-    checkpoint = checkpoint_bytes(recipe, student, list(teachers.values()), own)
+    checkpoint = checkpoint_bytes(recipe, student, _saved(recipe, teachers), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
@@ -87,6 +102,55 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         ("results", str(run)),
     ]
     return Preflight(rows, _warnings(recipe, look), layout)
+
+
+def _saved(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
+    """Teachers that are in checkpoints."""
+    return [teacher for name, teacher in teachers.items() if recipe.teachers[name].weights != "frozen"]
+
+
+def check_beginning(recipe: Recipe, fresh: bool) -> None:
+    """What the run begins from must be there and fit.
+
+    Args:
+        fresh: whether the run begins now; a resumed one has taken `init_from` over long ago.
+
+    Raises:
+        UserError: naming the key of the recipe, and the tensors that do not fit.
+    """
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    for name, where, path in frozen_sources(recipe):
+        source = find(path, where)
+        if isinstance(source, Checkpoint):
+            check_transfers([frozen_transfer(recipe, name, teachers[name])], source, where, False)
+        elif teachers[name].heads:
+            raise UserError(f"terms read heads of the teacher {name}, and a file has none", where=where)
+        else:
+            check_file(source, teachers[name].backbone, where)
+    init = recipe.init_from
+    if not fresh or init is None:
+        return
+    found = beginning(recipe)
+    if isinstance(found, Checkpoint):
+        for term in terms.values():
+            allocate_term(term, recipe, student, Execution(device=torch.device("cpu")))
+        taken = transfers(recipe, student, teachers, terms, found)
+        check_transfers(taken, found, "init_from.checkpoint", init.resize_positions)
+        if init.goes_on and found.step >= recipe.training.steps:
+            raise UserError(
+                f"the run that is gone on with has finished step {found.step} of {recipe.training.steps}",
+                where="training.steps",
+                fix="set training.steps to where this run is to end, counted from the first run's start",
+            )
+    elif found is not None:
+        if init.goes_on or init.student != "student":
+            raise UserError(
+                "a file of weights holds a backbone alone",
+                where="init_from",
+                fix="leave out continue and student",
+            )
+        check_file(found, student.backbone, "init_from.checkpoint", init.resize_positions)
 
 
 def check_views(recipe: Recipe) -> None:

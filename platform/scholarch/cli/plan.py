@@ -27,6 +27,22 @@ from scholarch.training.preflight import Preflight, check, check_beginning
 from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
+CHAIN = "stages.json"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages of one run.
+
+    Attributes:
+        recipes: of the stages, in order.
+        overrides: `key.path=value`, for each of them.
+        scale: of all.
+    """
+
+    recipes: tuple[str, ...]
+    overrides: tuple[str, ...]
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class Request:
         resume: go on from the newest checkpoint.
         restarted: an elastic launcher started this process again: resume if there is a checkpoint.
         scale: `tiny` shrinks the recipe (scholarch.config.scale).
+        chain: the stages that this one belongs to.
+        parent: folder of the first stage, whose MLflow run this one is nested in.
     """
 
     recipe: str | None
@@ -48,6 +66,8 @@ class Request:
     resume: bool
     restarted: bool = False
     scale: Scale = "full"
+    chain: Chain | None = None
+    parent: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ def make_plan(request: Request, world: World) -> Plan:
     request = replace(request, restarted=any(world.gather(request.restarted)))
     asked = world.agree(lambda: _asked_recipe(request))
     split = world.agree(lambda: split_of(asked))
-    run = world.from_first(request.run or _new_run(asked))
+    run = world.from_first(request.run or new_run(asked))
     found = world.agree(lambda: _resolve_on_first(asked, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
@@ -125,7 +145,8 @@ def _asked_recipe(request: Request) -> Recipe:
     return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
 
 
-def _new_run(recipe: Recipe) -> Path:
+def new_run(recipe: Recipe) -> Path:
+    """A folder's name for a run that was given none."""
     return Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -24,6 +24,7 @@ class Verb:
 VERBS = (
     Verb("pretrain", "train a backbone by a recipe, on a folder of pictures or a built-in set"),
     Verb("evaluate", "measure a trained backbone on labelled pictures"),
+    Verb("inspect", "draw what a backbone makes of one picture: attention, similarity, features, outliers"),
     Verb("export", "write a trained backbone as safetensors and as a checkpoint for timm"),
     Verb("register", "put a finished run's backbone into the MLflow registry"),
     Verb("recipes", "list the recipes, or show one resolved"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
-from scholarch.data.loader import StepLoader, StreamDataset, ViewMask
+from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
 from scholarch.data.stream import SampleStream
@@ -109,7 +110,34 @@ def _width(recipe: Recipe, student: Network, output: Output) -> int:
 
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
     """Crops and masks of every step over `source`."""
-    views: Mapping[str, ViewOptions] = resolve_views(recipe.views)
+    mean, std = settled(recipe.data.mean), settled(recipe.data.std)
+    cuts = [
+        Cut(MultiCrop(views, mean, std), _masks(recipe, views), ratio) for ratio, views in view_sets(recipe)
+    ]
+    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
+    return StreamDataset(source, stream, *cuts)
+
+
+def view_sets(recipe: Recipe) -> list[tuple[float, dict[str, ViewOptions]]]:
+    """(ratio, resolved views) of each set of sizes that steps are drawn from.
+
+    Raises:
+        ValueError: from `resolve_views`, or for a size that a view cannot have.
+    """
+    if not recipe.resolutions:
+        return [(1.0, resolve_views(recipe.views))]
+    return [
+        (
+            resolution.ratio,
+            resolve_views(
+                {n: replace(v, size=resolution.sizes.get(n, v.size)) for n, v in recipe.views.items()}
+            ),
+        )
+        for resolution in recipe.resolutions
+    ]
+
+
+def _masks(recipe: Recipe, views: Mapping[str, ViewOptions]) -> dict[str, ViewMask]:
     masks: dict[str, ViewMask] = {}
     for view, options in recipe.masks.items():
         # A key of its own for each view, so that two views are not masked alike.
@@ -119,10 +147,7 @@ def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
         masks[view] = ViewMask(view, sampler.mask, (side, side))
         if any(o.tokens == "predicted" for t in build_terms(recipe).values() for o in t.student_outputs()):
             masks[f"{view}/predicted"] = ViewMask(view, sampler.predicted, (side, side))
-    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
-    return StreamDataset(
-        source, stream, MultiCrop(views, settled(recipe.data.mean), settled(recipe.data.std)), masks
-    )
+    return masks
 
 
 class Loading:

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from scholarch.config.schema import Recipe, settled
-from scholarch.data.options import resolve_views
+from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
 from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
-from scholarch.training.assemble import allocate_term, build_networks, build_terms
+from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
 from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
 from scholarch.training.initial import (
@@ -82,7 +82,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     classes = f", {len(source.classes)} classes" if source.classes else ""
     rows = [
         ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
-        ("views", ", ".join(f"{v.crops} {n} of {v.size} px" for n, v in resolve_views(recipe.views).items())),
+        ("views", "; or ".join(_views_words(views) for _, views in view_sets(recipe))),
         (
             "model",
             f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}",
@@ -160,17 +160,17 @@ def check_views(recipe: Recipe) -> None:
         UserError: naming the view and the nearest sizes that work.
     """
     try:
-        views = resolve_views(recipe.views)
+        sets = [views for _, views in view_sets(recipe)]
     except ValueError as error:
         raise UserError(str(error), where="views") from None
     patch = recipe.model.patch
-    for name, view in views.items():
+    for number, name, view in ((i, name, view) for i, s in enumerate(sets) for name, view in s.items()):
         if view.size % patch:
             below = view.size // patch * patch
             near = f"{below} or {below + patch}" if below else str(patch)
             raise UserError(
                 f"crops of {view.size} pixels do not divide into patches of {patch}",
-                where=f"views.{name}.size",
+                where=f"resolutions.{number}.sizes.{name}" if recipe.resolutions else f"views.{name}.size",
                 fix=f"use {near}",
             )
 
@@ -228,13 +228,13 @@ def memory(
     held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
     half = 2 if recipe.training.precision == "bf16" else item
     share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
-    views = resolve_views(recipe.views)
     patch, width = recipe.model.patch, student.backbone.width
-    tokens = sum(v.crops * share * (1 + (v.size // patch) ** 2) for n, v in views.items())
+    sets = [views for _, views in view_sets(recipe)]
+    tokens = max(sum(v.crops * share * (1 + (v.size // patch) ** 2) for v in s.values()) for s in sets)
     depth = len(getattr(student.backbone, "blocks", ())) or 12
     # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
     per_token = width * (2 if recipe.training.activation_checkpointing else 18)
-    rows = sum(v.crops * share for v in views.values())
+    rows = sum(v.crops * share for v in sets[0].values())
     prototypes = sum(int(head.prototypes) for head in recipe.heads.values())
     return {
         "weights": (trained + held) * item // world_size,
@@ -275,7 +275,7 @@ def _check_memory(sizes: dict[str, int], world: World) -> None:
 
 def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
     found = []
-    largest = max(view.size for view in resolve_views(recipe.views).values())
+    largest = max(view.size for _, views in view_sets(recipe) for view in views.values())
     if small := look.smaller_than(largest):
         found.append(
             f"{small} of {look.checked} pictures checked are smaller than {largest} px and will be enlarged"
@@ -298,6 +298,10 @@ def _count(module: torch.nn.Module) -> str:
         if count >= limit:
             return f"{count / limit:.1f}{unit}"
     return str(count)
+
+
+def _views_words(views: Mapping[str, ViewOptions]) -> str:
+    return ", ".join(f"{view.crops} {name} of {view.size} px" for name, view in views.items())
 
 
 def _channels(recipe: Recipe) -> str:

@@ -78,7 +78,7 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
         trained: False for a teacher: no gradients, always in eval mode.
     """
     # A shared prefix for students and teachers: the same name means the same initial value.
-    for name, unit in _units(network):
+    for name, unit in units(network):
         with _children_set_aside(unit):
             fill_with_nan(unit)
             unit.to(DTYPES[execution.precision])
@@ -96,7 +96,7 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
     return network.train(trained)
 
 
-def _units(network: Network) -> Iterable[tuple[str, nn.Module]]:
+def units(network: Network) -> Iterable[tuple[str, nn.Module]]:
     """What is sharded on its own, children before parents."""
     blocks = getattr(network.backbone, "blocks", None)
     if blocks is not None:

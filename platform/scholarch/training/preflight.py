@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
-from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
 from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
 from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
+from scholarch.training.estimate import checkpoint_bytes, memory, term_parameters
 from scholarch.training.initial import (
     beginning,
     check_file,
@@ -32,7 +31,6 @@ from scholarch.training.layout import Layout, plan_layout
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network
 
-BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
 FILES_BESIDE_CHECKPOINTS = 64 * 2**20
 """MLflow's database, pictures, the report."""
 
@@ -74,7 +72,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     except ValueError as error:
         raise UserError(str(error), where="teachers") from None
     own = term_parameters(recipe, terms, student)
-    sizes = memory(recipe, student, list(teachers.values()), layout, world.size, own)
+    sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
     checkpoint = checkpoint_bytes(recipe, student, _saved(recipe, teachers), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
@@ -199,59 +197,6 @@ def check_batch(recipe: Recipe, world_size: int) -> Layout:
             )
     micro = settled(recipe.training.micro_batch)
     return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
-
-
-def term_parameters(recipe: Recipe, terms: Mapping[str, Term], student: Network) -> int:
-    """How many parameters terms train of their own (CAPI's clustering)."""
-    how = Execution(device=torch.device("cpu"))
-    count = 0
-    for term in terms.values():
-        allocate_term(term, recipe, student, how)
-        trained = term.trained()
-        count += sum(
-            p.numel() for module in (trained.modules if trained else ()) for p in module.parameters()
-        )
-    return count
-
-
-def memory(
-    recipe: Recipe,
-    student: Network,
-    teachers: Sequence[Network],
-    layout: Layout,
-    world_size: int,
-    term_parameters: int = 0,
-) -> dict[str, int]:
-    """Bytes on one process by part: an estimate, activations from the shapes of a ViT's tensors."""
-    item = BYTES[recipe.training.precision]
-    trained = sum(p.numel() for p in student.parameters()) + term_parameters
-    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
-    half = 2 if recipe.training.precision == "bf16" else item
-    share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
-    patch, width = recipe.model.patch, student.backbone.width
-    sets = [views for _, views in view_sets(recipe)]
-    tokens = max(sum(v.crops * share * (1 + (v.size // patch) ** 2) for v in s.values()) for s in sets)
-    depth = len(getattr(student.backbone, "blocks", ())) or 12
-    # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
-    per_token = width * (2 if recipe.training.activation_checkpointing else 18)
-    rows = sum(v.crops * share for v in sets[0].values())
-    prototypes = sum(int(head.prototypes) for head in recipe.heads.values())
-    return {
-        "weights": (trained + held) * item // world_size,
-        "gradients": trained * item // world_size,
-        "optimizer": 2 * trained * item // world_size,
-        "activations": tokens * per_token * depth * half,
-        "logits": 4 * rows * prototypes * item,
-    }
-
-
-def checkpoint_bytes(
-    recipe: Recipe, student: Network, teachers: Sequence[Network], term_parameters: int = 0
-) -> int:
-    """Size of a whole checkpoint: weights, both Adam moments, teachers."""
-    item = BYTES[recipe.training.precision]
-    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
-    return item * (3 * (sum(p.numel() for p in student.parameters()) + term_parameters) + held)
 
 
 def _available(world: World) -> int:

@@ -142,7 +142,11 @@ def _asked_recipe(request: Request) -> Recipe:
         if request.recipe is None and saved.is_file():
             data = overridden(parse_yaml(saved.read_text()), request.overrides)
             return recipe_from(data, where=str(saved))
-    return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
+    recipe = load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
+    if request.scale == "tiny" and recipe.init_from is not None and recipe.init_from.checkpoint is None:
+        # A later stage that is tried out by itself: there is no tiny run of the stage before it.
+        return recipe.model_copy(update={"init_from": None})
+    return recipe
 
 
 def new_run(recipe: Recipe) -> Path:

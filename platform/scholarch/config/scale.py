@@ -39,8 +39,10 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
     ratio = min(STEPS / steps, 1.0)
     data = {name: _shorter(value, ratio) for name, value in data.items()}
     _shrink_sizes(data)
-    if "optimizer" in data and isinstance(data["optimizer"].get("freeze_prototypes"), int):
-        data["optimizer"]["freeze_prototypes"] = _length(data["optimizer"]["freeze_prototypes"], ratio)
+    for section, name in (("optimizer", "freeze_prototypes"), ("init_from", "head_warmup")):
+        length = data.get(section, {}).get(name)
+        if isinstance(length, int):
+            data[section][name] = _length(length, ratio)
     for name, largest in LARGEST.items():
         for head in data.get("heads", {}).values():
             if name in head:
@@ -83,15 +85,23 @@ def _shrink_sizes(data: dict[str, Any]) -> None:
     model = data["model"]
     kind = model.get("kind", "vit")
     patch = model.get("patch", DEFAULT_PATCH[kind])
-    smaller = MODELS[kind].get("patch", patch)
-    views = data.get("views", {}).values()
-    largest = max((v.get("size", DEFAULT_SIZE) for v in views if not v.get("like")), default=DEFAULT_SIZE)
-    ratio = min(GRID * patch / largest, 1.0)
-    for view in views:
-        patches = round(view.get("size", DEFAULT_SIZE) / patch * ratio)
-        view["size"] = max(patches, 2) * smaller
-        if "count" in view and not any(isinstance(entry, list) for entry in (view.get("blur"),)):
+    smaller: int = MODELS[kind].get("patch", patch)
+    views = data.get("views", {})
+    own = [name for name, view in views.items() if not view.get("like")]
+    sets = [resolution.get("sizes", {}) for resolution in data.get("resolutions", ())]
+    sizes = [views[name].get("size", DEFAULT_SIZE) for name in own]
+    sizes += [size for one in sets for name, size in one.items() if name in own]
+    ratio = min(GRID * patch / max(sizes, default=DEFAULT_SIZE), 1.0)
+
+    def shrunk(size: int) -> int:
+        return max(round(size / patch * ratio), 2) * smaller
+
+    for view in views.values():
+        view["size"] = shrunk(view.get("size", DEFAULT_SIZE))
+        if "count" in view and not isinstance(view.get("blur"), list):
             view["count"] = min(view["count"], 4)
+    for one in sets:
+        one.update({name: shrunk(size) for name, size in one.items()})
     if model.get("position") == "learned":
         learned = model.get("learned", {})
         grid = max(round(learned.get("grid", DEFAULT_GRID) * ratio), 2)

@@ -129,14 +129,15 @@ def draw_crops(
     gaps = GAP * sum(count - 1 for count in columns) + _BLOCK_GAP * (len(crops) - 1)
     scale = min((PIXELS - gaps) / units, _LARGEST_CELL / largest)
     count = min(rows, crops[0].images.shape[1])
-    row_height = int(largest * scale) + 2 * GAP
+    cells = [int(view.images.shape[-1] * scale) for view in crops]
+    down = [math.ceil(len(view.images) / across) for view, across in zip(crops, columns, strict=True)]
+    row_height = max(n * (cell + GAP) for n, cell in zip(down, cells, strict=True)) + GAP
     canvas = Canvas(theme, count * row_height)
     left = 0
-    for view, across in zip(crops, columns, strict=True):
+    for view, across, cell in zip(crops, columns, cells, strict=True):
         images = to_rgb_images(view.images, mean, std)  # [V, B, H, W, 3]
         if view.masks is not None:
             images = _covered(images, view.masks.detach().cpu().numpy(), view.patch)
-        cell = int(view.images.shape[-1] * scale)
         canvas.title(f"{view.name}, {view.images.shape[-1]} pixels", left)
         for row in range(count):
             for number, image in enumerate(images[:, row]):

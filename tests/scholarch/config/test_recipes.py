@@ -10,6 +10,7 @@ from scholarch.config.load import recipe_names
 from scholarch.config.schema import Recipe
 from scholarch.training.networks import build_network
 from scholarch.training.recipe import load_recipe
+from scholarch.training.teachers import due
 
 PUBLISHED = [name for name in recipe_names() if not name.startswith("demo/")]
 CAPI_END = (1 + math.cos(0.8 * math.pi)) / 2  # 0.0955
@@ -24,9 +25,10 @@ def value(name: str, quantity: str, step: int) -> float:
     found = recipe(name)
     if quantity == "momentum":
         return found.teachers["ema"].momentum(step)
-    if quantity.startswith("temperature"):
-        return float(found.terms[quantity.partition("/")[2]].teacher_temperature(step))
-    return float(getattr(found.optimizer, quantity)(step))
+    quantity = quantity.replace("temperature", "teacher_temperature")
+    option, _, term = quantity.partition("/")
+    owner = found.terms[term] if term else found.optimizer
+    return float(getattr(owner, option)(step))
 
 
 V1_PEAK = 5e-4 * 1024 / 256
@@ -69,6 +71,23 @@ CASES = [
     ("dinov3/vit7b16", "momentum", 500_000, 0.994),
     ("dinov3/vit7b16", "temperature/dino", 50_000, 0.055),
     ("dinov3/vit7b16", "temperature/ibot", 100_000, 0.07),
+    ("dinov3/vit7b16-gram", "lr", 1_000_000, 3e-5 * 4 * math.sqrt(4096 / 1024)),
+    ("dinov3/vit7b16-gram", "momentum", 1_000_000, 0.999),
+    ("dinov3/vit7b16-gram", "weight/gram", 999_999, 0.0),
+    ("dinov3/vit7b16-gram", "weight/gram", 1_000_000, 0.0),
+    ("dinov3/vit7b16-gram", "weight/gram", 1_000_250, 1 - math.cos(math.pi * 250 / 999)),
+    ("dinov3/vit7b16-gram", "weight/gram", 1_000_999, 2.0),
+    ("dinov3/vit7b16-gram", "weight/gram", 1_199_999, 2.0),
+    ("dinov3/vit7b16-gram", "local_weight/dino", 1_000_000, 1.0),
+    ("dinov3/vit7b16-gram", "local_weight/dino", 1_000_999, 0.5),
+    ("dinov3/vit7b16-highres", "lr", 0, 0.0),
+    ("dinov3/vit7b16-highres", "lr", 2_500, 7.0710678e-5 / 2 * (1 - math.cos(math.pi * 2_500 / 9_999))),
+    ("dinov3/vit7b16-highres", "lr", 9_999, 1.25e-5 * 4 * math.sqrt(2048 / 1024)),
+    ("dinov3/vit7b16-highres", "lr", 29_999, 1.25e-5 * 4 * math.sqrt(2)),
+    ("dinov3/vit7b16-highres", "temperature/dino", 0, 0.07),
+    ("dinov3/vit7b16-highres", "weight/gram", 0, 1.5),
+    ("dinov3/vit7b16-highres", "local_weight/dino", 0, 0.5),
+    ("dinov2/highres", "temperature/dino", 599, 0.07),
     ("capi/vitl14", "lr", 49_999, 1e-3),
     ("capi/vitl14", "lr", 500_000, 1e-3 * CAPI_END),
     ("capi/vitl14", "momentum", 0, 1.0),
@@ -104,6 +123,7 @@ BACKBONES = {
     "dinov2/vitl16-short": learned(1024, 24, 16, 14, mlp(1024, 4096), scale=True),
     "dinov2/vitl14": learned(1024, 24, 14, 16, swiglu(1024, 2736), scale=True),
     "dinov2/vitg14": 1_136_480_768 - (37**2 - 16**2) * 1536,  # the table counts positions of 518 pixels
+    "dinov2/highres": 1_136_480_768,
     "dinov3/vitl16": 303_154_176 - 4 * 1024,  # the table counts 4 registers
     "dinov3/vit7b16": 6_716_043_264,
 }
@@ -150,6 +170,9 @@ SEEN = {
     "dinov2/vitg14": 500 * 1_250 * 3072,
     "dinov3/vitl16": 100 * 1_250 * 2048,
     "dinov3/vit7b16": 1_000 * 1_000 * 4096,
+    "dinov3/vit7b16-gram": 1_200 * 1_000 * 4096,
+    "dinov3/vit7b16-highres": 30 * 1_000 * 2048,
+    "dinov2/highres": 10_000 * 3072,
     "capi/vitl14": 500_000 * 512 * 32,
 }
 
@@ -158,6 +181,14 @@ SEEN = {
 def test_pictures_seen(name: str) -> None:
     training = recipe(name).training
     assert training.steps * training.global_batch == SEEN[name]
+
+
+def test_snapshots_of_the_gram_teacher() -> None:
+    refresh = recipe("dinov3/vit7b16-gram").teachers["gram"].refresh
+    assert refresh is not None
+    taken = [step + 1 for step in range(1_000_000, 1_200_000, 1) if due(refresh, step)]
+    assert taken == [1_010_000, 1_020_000, 1_030_000]
+    assert recipe("dinov3/vit7b16-highres").teachers["gram"].refresh is None
 
 
 def test_blur_is_what_takes_effect() -> None:

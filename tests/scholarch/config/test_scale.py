@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from gloo import run_ranks
+from scholarch.cli import main
 from scholarch.config.load import recipe_names
 from scholarch.config.scale import STEPS, tiny
+from scholarch.storage.records import read_records
 from scholarch.training.recipe import load_recipe
 from tiny_training import gloo_world, train
 from torch.distributed import ProcessGroup
 
 QUICK = ("data.source=digits", "data.channels=3")
 """Pictures that need no decoding."""
+CHAIN = ("dinov3/vit7b16", "dinov3/vit7b16-gram", "dinov3/vit7b16-highres")
 
 
 def test_lengths_shrink_but_never_to_nothing() -> None:
@@ -60,7 +63,8 @@ def test_the_recipe_itself_is_left_alone() -> None:
 
 
 def _train(group: ProcessGroup, name: str, folder: Path) -> list[dict[str, float]]:
-    recipe = load_recipe(name, () if name.startswith("demo/") else QUICK, "tiny")
+    overrides = () if name.startswith("demo/") else QUICK
+    recipe = load_recipe(name, (*overrides, "init_from=null"), "tiny")
     return train(gloo_world(group), folder, (), recipe)
 
 
@@ -71,3 +75,19 @@ def test_every_recipe_trains_to_its_end_on_two_processes(name: str, tmp_path: Pa
     losses = {int(record["step"]): record["loss/total"] for record in records if "loss/total" in record}
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def test_the_stages_of_dinov3_follow_one_another(tmp_path: Path) -> None:
+    words = [word for name in CHAIN for word in ("--recipe", name)]
+    assert main(["pretrain", *words, "--scale", "tiny", "--run", str(tmp_path / "run"), *QUICK]) == 0
+    stages = sorted((tmp_path / "run/stages").iterdir())
+    assert len(stages) == 3
+    for stage in stages:
+        assert read_records(stage / "metrics.jsonl")[-1]["step"] == STEPS
+    last = [name for name in read_records(stages[1] / "metrics.jsonl")[-1] if name.startswith("loss/gram")]
+    assert last
+
+
+def test_a_later_stage_by_itself_begins_from_drawn_weights(tmp_path: Path) -> None:
+    words = ["--recipe", "dinov2/highres", "--scale", "tiny", "--run", str(tmp_path / "run")]
+    assert main(["pretrain", *words, *QUICK, "training.steps=2"]) == 0

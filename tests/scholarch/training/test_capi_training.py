@@ -7,8 +7,8 @@ import torch
 from gloo import run_ranks
 from scholarch.draws import torch_generator
 from scholarch.models.features import Views
-from scholarch.training.optimizer import Optimizer
 from scholarch.training.estimate import term_parameters
+from scholarch.training.optimizer import Optimizer
 from tiny_training import Pictures, gloo_world, tiny_capi, tiny_learner, train
 from torch.distributed import ProcessGroup
 

@@ -9,6 +9,7 @@ from gloo import run_ranks
 from safetensors.torch import save_file
 from scholarch.data.catalog import open_source
 from scholarch.errors import UserError
+from scholarch.models.positions import resample
 from scholarch.models.weights import export_backbone
 from scholarch.training import autos
 from scholarch.training.assemble import build_trainer
@@ -179,3 +180,21 @@ def test_what_does_not_fit_is_refused(run: Path, override: str, message: str) ->
 
 def test_a_resumed_run_does_not_look_for_what_it_began_from() -> None:
     check_beginning(tiny_recipe("init_from.checkpoint=nowhere"), fresh=False)
+
+
+@pytest.mark.gloo
+def test_learned_positions_of_another_grid_are_resampled(tmp_path: Path) -> None:
+    learned = ("model.position=learned", "model.learned={grid: 4}")
+    run_ranks(1, trained_on_rank, tmp_path / "old" / "checkpoints", learned)
+    old = run_ranks(1, state_at_start, tmp_path / "old" / "checkpoints", learned, False)[0][1]
+    larger = (*learned, "model.learned.grid=6", f"init_from.checkpoint={tmp_path / 'old'}")
+    with pytest.raises(UserError, match=r"shape of learner\.student\.backbone\.pos_embed"):
+        check_beginning(tiny_recipe(*larger), fresh=True)
+    resized = (*larger, "init_from.resize_positions=true")
+    check_beginning(tiny_recipe(*resized), fresh=True)
+    state = run_ranks(2, state_at_start, tmp_path / "new", resized, True)[0][1]
+    for network in ("student", "teachers.ema"):
+        name = f"{network}.backbone.pos_embed"
+        options = tiny_recipe(*resized).model.learned
+        torch.testing.assert_close(state[name], resample(old[name], 6, 6, options.interpolation))
+        assert equal(state, old, f"{network}.backbone.blocks.", f"{network}.backbone.blocks.")

@@ -19,8 +19,10 @@ HIGHRES = (
     "views.gram={like: global, size: 24, distortions: none}",
     "teachers.gram={weights: snapshot, of: ema, sees: [gram]}",
     "terms.gram={teacher: gram}",
-    "resolutions=[{ratio: 0.3, sizes: {global: 16, local: 8, gram: 24}},"
-    " {ratio: 0.7, sizes: {global: 24, local: 12, gram: 36}}]",
+    (
+        "resolutions=[{ratio: 0.3, sizes: {global: 16, local: 8, gram: 24}},"
+        " {ratio: 0.7, sizes: {global: 24, local: 12, gram: 36}}]"
+    ),
 )
 
 

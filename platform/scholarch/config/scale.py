@@ -84,14 +84,14 @@ def _shrink_sizes(data: dict[str, Any]) -> None:
     """Makes the model tiny, and the views so many patches fewer that the largest has GRID of them."""
     model = data["model"]
     kind = model.get("kind", "vit")
-    patch = model.get("patch", DEFAULT_PATCH[kind])
+    patch: int = model.get("patch", DEFAULT_PATCH[kind])
     smaller: int = MODELS[kind].get("patch", patch)
     views = data.get("views", {})
     own = [name for name, view in views.items() if not view.get("like")]
     sets = [resolution.get("sizes", {}) for resolution in data.get("resolutions", ())]
     sizes = [views[name].get("size", DEFAULT_SIZE) for name in own]
     sizes += [size for one in sets for name, size in one.items() if name in own]
-    ratio = min(GRID * patch / max(sizes, default=DEFAULT_SIZE), 1.0)
+    ratio: float = min(GRID * patch / max(sizes, default=DEFAULT_SIZE), 1.0)
 
     def shrunk(size: int) -> int:
         return max(round(size / patch * ratio), 2) * smaller

@@ -74,6 +74,7 @@ def memory(
             for output in term.student_outputs()
             if output.head is not None and output.view in views
         )
+        + sum(_own_logits(recipe, term, views, share) for term in terms.values())
         for views in sets
     )
     # Of the unit in use and the next one, whole on every process.
@@ -87,6 +88,18 @@ def memory(
         # Of student and teacher, their softmax and their gradient.
         "logits": 4 * logits * max(item, 4),
     }
+
+
+def _own_logits(recipe: Recipe, term: Term, views: Mapping[str, ViewOptions], share: int) -> int:
+    """Logits that a term's own prototypes make of the teacher's outputs (CAPI: of all patches)."""
+    trained = term.trained()
+    if trained is None:
+        return 0
+    prototypes = max(p.shape[0] for module in trained.modules for p in module.parameters())
+    rows = sum(
+        _rows(recipe, output, views, share) for output in term.teacher_outputs() if output.view in views
+    )
+    return prototypes * rows
 
 
 def _rows(recipe: Recipe, output: Output, views: Mapping[str, ViewOptions], share: int) -> int:

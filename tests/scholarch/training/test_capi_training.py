@@ -7,7 +7,9 @@ import torch
 from gloo import run_ranks
 from scholarch.draws import torch_generator
 from scholarch.models.features import Views
-from scholarch.training.estimate import term_parameters
+from scholarch.training.assemble import build_networks, build_terms
+from scholarch.training.estimate import memory, term_parameters
+from scholarch.training.layout import Layout
 from scholarch.training.optimizer import Optimizer
 from tiny_training import Pictures, gloo_world, tiny_capi, tiny_learner, train
 from torch.distributed import ProcessGroup
@@ -75,7 +77,10 @@ def test_the_student_predicts_at_the_predicted_places_and_the_teacher_sees_all()
 
 def test_a_term_has_its_own_rates_no_clipping_and_no_scaling_with_the_batch() -> None:
     recipe = tiny_capi(
-        "optimizer.lr_scaling.rule=sqrt", "optimizer.clip=1.0e-9", "terms.capi.weight_decay=0.5"
+        "training.precision=fp32",
+        "optimizer.lr_scaling.rule=sqrt",
+        "optimizer.clip=1.0e-9",
+        "terms.capi.weight_decay=0.5",
     )
     learner = tiny_learner(recipe)
     optimizer = Optimizer(
@@ -93,4 +98,9 @@ def test_a_term_has_its_own_rates_no_clipping_and_no_scaling_with_the_batch() ->
     for p, old in zip(own, before, strict=True):
         torch.testing.assert_close(p.detach(), old * (1 - 5e-3 * 0.5) - 5e-3, rtol=1e-6, atol=1e-9)
     assert optimizer.rates(3)["lr/capi"] == 5e-3
-    assert term_parameters(recipe, {"capi": learner.terms["capi"]}, learner.student) == 300  # type: ignore[dict-item]
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    assert term_parameters(recipe, terms, student) == 300
+    parts = memory(recipe, student, list(teachers.values()), terms, Layout(8, 1), 2)
+    # 4 pictures of 16 patches: 10.4 x 0.3 of them predicted by the student, all of them clustered.
+    assert parts["logits"] == 4 * 4 * 12 * (13 + 4 * 16)

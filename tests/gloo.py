@@ -1,9 +1,15 @@
-"""Runs a function on several real processes that talk over gloo."""
+"""Runs a function on several real processes that talk over gloo.
+
+The processes are forked by a clean server that has torch loaded, not by the test's own process: a
+process that ran a backward pass cannot be forked safely. Functions travel by value, so a function
+inside a test may be given too.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,6 +18,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 
@@ -19,12 +26,11 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 120
 
 
-def _rank_main(
-    rank: int, world: int, store: str, fn: Callable[..., Any], args: tuple[Any, ...], pipe: Connection
-) -> None:
+def _rank_main(rank: int, world: int, store: str, work: bytes, pipe: Connection) -> None:
     torch.set_num_threads(1)
     # Plain pickle: a Connection's own would send tensors as file handles, which end with this process.
     try:
+        fn, args = pickle.loads(work)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         group = dist.group.WORLD
         assert group is not None
@@ -36,19 +42,33 @@ def _rank_main(
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
+def _by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    module = sys.modules[fn.__module__]
+    # A test module cannot be imported by its name; helpers such as tests/terms.py can.
+    if not Path(str(module.__file__)).name.startswith("test_"):
+        return bytes(cloudpickle.dumps((fn, args)))
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps((fn, args)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
 def run_ranks(world: int, fn: Callable[..., T], *args: Any) -> list[T]:
-    """Results of `fn(group, *args)` on `world` forked ranks, in rank order.
+    """Results of `fn(group, *args)` on `world` ranks, in rank order.
 
     Raises:
         AssertionError: with the traceback of the first rank that failed or hung.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "scholarch.training.assemble"])
+    work = _by_value(fn, args)
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_rank_main, args=(rank, world, store, fn, args, sender))
+            process = context.Process(target=_rank_main, args=(rank, world, store, work, sender))
             process.start()
             sender.close()
             pipes.append(receiver)

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from scholarch.config.load import overridden, parse_yaml
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.draws import torch_generator
 from scholarch.training import autos
-from scholarch.training.assemble import _width, build_networks, build_terms, build_trainer
+from scholarch.training.assemble import allocate_term, build_networks, build_terms, build_trainer
 from scholarch.training.checkpoint import newest_whole
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, materialise
 from scholarch.training.observe import Observer
 from scholarch.training.preflight import check_batch
-from scholarch.training.recipe import load_recipe
+from scholarch.training.recipe import load_recipe, recipe_from
 from scholarch.training.trainer import Trainer
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -27,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 TINY = (
     "model.channels=1",
+    "optimizer.freeze_prototypes=0",
     "model.embed_dim=24",
     "model.depth=2",
     "model.heads=2",
@@ -48,6 +50,25 @@ TINY = (
     "training.steps=6",
     "terms.koleo.group=4",
 )
+
+CAPI = """
+name: tiny-capi
+data: {source: digits, channels: 1}
+model: {kind: capi, size: null, embed_dim: 24, depth: 2, heads: 2, predictor_depth: 2, ffn_ratio: 2.0, patch: 4,
+  channels: 1, registers: 4, stochastic_depth: 0.3}
+heads:
+  capi: {layers: 0, prototypes: 12, weight_norm: trainable}
+views:
+  global: {count: 1, size: 16, scale: [0.6, 1.0], flip: 0.0, distortions: none}
+masks:
+  global: {kind: inverse_block, ratio: 0.65, predicted: 0.3}
+teachers:
+  ema: {momentum: 0.9}
+terms:
+  capi: {learning_rate: [{shape: linear, steps: 0.5, start: 0.0, end: 5.0e-3}]}
+optimizer: {lr: 1.0e-3, clip: null, norm_decay: 0.1, betas: [0.9, 0.95]}
+training: {global_batch: 8, steps: 6}
+"""
 
 
 def tiny_recipe(*overrides: str) -> Recipe:
@@ -94,8 +115,7 @@ def tiny_learner(recipe: Recipe, group: ProcessGroup | None = None, precision: s
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        outputs = [*term.student_outputs(), *term.teacher_outputs()]
-        term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+        allocate_term(term, recipe, student, how)
     sees = {name: options.sees for name, options in recipe.teachers.items()}
     return Learner(student, teachers, sees, terms, seed=recipe.seed, group=group)
 
@@ -113,24 +133,29 @@ class Kept:
         raise AssertionError(message)
 
 
-def tiny_trainer(
-    world: World, folder: Path, overrides: Sequence[str], *observers: Observer
-) -> tuple[Trainer, Recipe]:
-    """A trainer of the tiny recipe on digits, put together as `scholarch pretrain` does."""
+def tiny_capi(*overrides: str) -> Recipe:
+    """CAPI on digits with everything made small, from nothing."""
+    return recipe_from(overridden(parse_yaml(CAPI), overrides), where="tiny-capi")
+
+
+def tiny_trainer(world: World, folder: Path, recipe: Recipe, *observers: Observer) -> tuple[Trainer, Recipe]:
+    """A trainer of a recipe on digits, put together as `scholarch pretrain` does; and the resolved recipe."""
     source = open_source("digits")
-    recipe = autos.resolve(tiny_recipe(*overrides), source, world_size=world.size, local_size=world.size)
+    recipe = autos.resolve(recipe, source, world_size=world.size, local_size=world.size)
     return build_trainer(recipe, source, check_batch(recipe, world.size), world, folder, observers), recipe
 
 
-def train(world: World, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
-    """Trains the tiny recipe and gives rank 0's records.
+def train(
+    world: World, folder: Path, overrides: Sequence[str], recipe: Recipe | None = None
+) -> list[dict[str, float]]:
+    """Trains a recipe, by default the tiny one, and gives rank 0's records.
 
     Goes on from the newest checkpoint in `folder` where there is one.
     """
     kept = Kept()
-    trainer, _ = tiny_trainer(world, folder, overrides, kept)
+    trainer, _ = tiny_trainer(world, folder, recipe or tiny_recipe(*overrides), kept)
     found = newest_whole(folder)
-    trainer.run(trainer.resume(found) if found else 0)
+    trainer.run(trainer.resume(found) if found else trainer.begin())
     return kept.records
 
 

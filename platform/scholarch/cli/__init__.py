@@ -15,15 +15,18 @@ from scholarch.errors import EXIT_DONE, RunFailed, UserError
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: `scholarch.cli.NAME` has `add_arguments(parser)` and `run(arguments) -> exit code`."""
+    """A verb: `scholarch.cli.NAME` (or `module`) has `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
     name: str
     summary: str
+    module: str = ""
 
 
 VERBS = (
     Verb("pretrain", "train a backbone by a recipe, on a folder of pictures or a built-in set"),
+    Verb("plan", "say what a recipe takes on a cluster: parameters, memory, traffic", module="planning"),
     Verb("evaluate", "measure a trained backbone on labelled pictures"),
+    Verb("inspect", "draw what a backbone makes of one picture: attention, similarity, features, outliers"),
     Verb("export", "write a trained backbone as safetensors and as a checkpoint for timm"),
     Verb("register", "put a finished run's backbone into the MLflow registry"),
     Verb("recipes", "list the recipes, or show one resolved"),
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().parse_args(words or ["--help"])
         return EXIT_DONE
     verb = next(verb for verb in VERBS if verb.name == words[0])
-    module = importlib.import_module(f"scholarch.cli.{verb.name}")
+    module = importlib.import_module(f"scholarch.cli.{verb.module or verb.name}")
     parser = argparse.ArgumentParser(prog=f"scholarch {verb.name}", description=f"{verb.summary}.")
     module.add_arguments(parser)
     try:

@@ -13,6 +13,7 @@ from scholarch.cli.pretrain import DEFAULT_RECIPE
 from scholarch.cli.sources import RECIPE
 from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
+from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.data.source import Source
@@ -22,10 +23,26 @@ from scholarch.errors import UserError
 from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
-from scholarch.training.preflight import Preflight, check
+from scholarch.training.preflight import Preflight, check, check_beginning
 from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
+CHAIN = "stages.json"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages of one run.
+
+    Attributes:
+        recipes: of the stages, in order.
+        overrides: `key.path=value`, for each of them.
+        scale: of all.
+    """
+
+    recipes: tuple[str, ...]
+    overrides: tuple[str, ...]
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,9 @@ class Request:
         run: the run's folder; None: a new one is named.
         resume: go on from the newest checkpoint.
         restarted: an elastic launcher started this process again: resume if there is a checkpoint.
+        scale: `tiny` shrinks the recipe (scholarch.config.scale).
+        chain: the stages that this one belongs to.
+        parent: folder of the first stage, whose MLflow run this one is nested in.
     """
 
     recipe: str | None
@@ -45,6 +65,9 @@ class Request:
     run: Path | None
     resume: bool
     restarted: bool = False
+    scale: Scale = "full"
+    chain: Chain | None = None
+    parent: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +125,13 @@ def make_plan(request: Request, world: World) -> Plan:
     request = replace(request, restarted=any(world.gather(request.restarted)))
     asked = world.agree(lambda: _asked_recipe(request))
     split = world.agree(lambda: split_of(asked))
-    run = world.from_first(request.run or _new_run(asked))
+    run = world.from_first(request.run or new_run(asked))
     found = world.agree(lambda: _resolve_on_first(asked, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
     world.agree(lambda: _same_data(split, world.from_first(split.train.fingerprint())))
     start = world.from_first(world.agree(lambda: _start(request, run, data, split, world)))
+    world.agree(lambda: check_beginning(recipe, start is None))
     preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
     return Plan(recipe, split, run, start, preflight)
 
@@ -118,10 +142,15 @@ def _asked_recipe(request: Request) -> Recipe:
         if request.recipe is None and saved.is_file():
             data = overridden(parse_yaml(saved.read_text()), request.overrides)
             return recipe_from(data, where=str(saved))
-    return load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides)
+    recipe = load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
+    if request.scale == "tiny" and recipe.init_from is not None and recipe.init_from.checkpoint is None:
+        # A later stage that is tried out by itself: there is no tiny run of the stage before it.
+        return recipe.model_copy(update={"init_from": None})
+    return recipe
 
 
-def _new_run(recipe: Recipe) -> Path:
+def new_run(recipe: Recipe) -> Path:
+    """A folder's name for a run that was given none."""
     return Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -167,7 +196,8 @@ def _start(
             where=str(request.run or "--resume"),
             fix="name the run's folder with --run; leave --resume out to begin a new one",
         )
-    refuse_changes(parse_yaml((run / RECIPE).read_text()), data, run)
+    saved = recipe_from(parse_yaml((run / RECIPE).read_text()), where=str(run / RECIPE))
+    refuse_changes(plain(saved), data, run)
     state = json.loads((run / STATE).read_text())
     before = state["data_set"]
     if before["fingerprint"] != split.train.fingerprint():

@@ -11,6 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", help="a recipe, for `show`")
+    parser.add_argument(
+        "--scale", choices=("full", "tiny"), default="full", help="as of `scholarch pretrain`"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
 
 
@@ -29,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("which recipe?", fix="scholarch recipes show NAME; `scholarch recipes` lists them")
     from scholarch.training.recipe import load_recipe
 
-    print(to_yaml(load_recipe(arguments.name, arguments.overrides)), end="")
+    print(to_yaml(load_recipe(arguments.name, arguments.overrides, arguments.scale)), end="")
     return EXIT_DONE

@@ -14,11 +14,11 @@ from typing import Any
 from scholarch import __version__
 from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
-from scholarch.cli.plan import STATE, Plan, Request, make_plan
+from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.reporting import report
 from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
-from scholarch.config.load import plain, to_yaml
+from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
@@ -28,6 +28,7 @@ from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_
 from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import World
 from scholarch.training.health import Health
+from scholarch.training.initial import STAGES
 from scholarch.training.learner import Learner
 from scholarch.training.observe import Observer, Outcome
 from scholarch.training.trainer import Probe
@@ -81,10 +82,16 @@ class Session:
         if plan.start is None:
             write_text(plan.run / STATE, json.dumps(_state(plan), indent=1))
         write_text(plan.run / RECIPE, to_yaml(plan.recipe))
+        if self.request.chain is not None:
+            write_text(plan.run.parent.parent / CHAIN, json.dumps(asdict(self.request.chain), indent=1))
         keep_records(plan.run / RECORDS_NAME, plan.start.step if plan.start else -1)
 
     def _track(self, plan: Plan) -> Tracker:
-        tracker = Tracker.start(plan.run, plan.recipe.name, plan.run.name, known_run(plan.run))
+        parent = self.request.parent
+        experiment = parse_yaml((parent / RECIPE).read_text())["name"] if parent else plan.recipe.name
+        tracker = Tracker.start(plan.run, experiment, plan.run.name, known_run(plan.run))
+        if parent and (nested_in := known_run(parent)):
+            tracker.tags({"mlflow.parentRunId": nested_in})
         tracker.recipe(plain(plan.recipe))
         tracker.tags({"scholarch.version": __version__, "scholarch.world_size": self.world.size})
         tracker.data(data_of(plan))
@@ -102,10 +109,11 @@ class Session:
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
         trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
         trainer.probes += self._probes(plan, trainer.learner)
-        start = 0
         if plan.start is not None:
             start = trainer.resume(plan.start)
             self._say(f"resumed from step {start} of {plan.run}")
+        else:
+            start = trainer.begin()
         outcome, finished = trainer.run(start)
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:
@@ -178,7 +186,8 @@ def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     run = plan.run
     commands = {"see the report": f"open {run}/report/index.html"}
     if outcome == "interrupted":
-        commands["go on"] = f"scholarch pretrain --run {run} --resume"
+        whole = run.parent.parent if run.parent.name == STAGES else run
+        commands["go on"] = f"scholarch pretrain --run {whole} --resume"
     else:
         commands["evaluate"] = f"scholarch evaluate {run}"
         commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"

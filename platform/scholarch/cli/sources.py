@@ -1,4 +1,4 @@
-"""What a person names as MODEL: a run, an exported backbone, or a registered version."""
+"""What a person names as MODEL: a run, an exported backbone, a registered version, or released weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from scholarch.errors import UserError
 from scholarch.models import BackboneOptions
 from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, load_backbone
 from scholarch.training.checkpoint import newest_whole, teacher_weights
+from scholarch.training.initial import STAGES
 from scholarch.training.recipe import recipe_from
 
 EXPORT = "export"
 RECIPE = "recipe.yaml"
+SIDE_IN_PATCHES = 16
+"""Of the pictures that released weights of patch 14 and 16 were trained on: 224 and 256 pixels."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def open_run(folder: Path) -> OpenRun:
     Raises:
         UserError: if it is no run, or has no whole checkpoint.
     """
+    # Of a run of several stages, the last one that has begun.
+    folder = max((path.parent for path in folder.glob(f"{STAGES}/*/{RECIPE}")), default=folder)
     if not (folder / RECIPE).is_file():
         what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
         raise UserError(
@@ -93,8 +98,9 @@ def open_model(name: str) -> Model:
     """The backbone that `name` stands for.
 
     Args:
-        name: a run's folder (its newest whole checkpoint), a folder with an exported backbone, or
-            an address of the registry such as `models:/demo-digits@candidate`.
+        name: a run's folder (its newest whole checkpoint), a folder with an exported backbone, an
+            address of the registry such as `models:/demo-digits@candidate`, or a file of released
+            weights under its own name.
 
     Raises:
         UserError: if there is no such thing, or it is damaged.
@@ -104,9 +110,33 @@ def open_model(name: str) -> Model:
 
         return _exported(download(name), name)
     folder = Path(name)
+    if folder.is_file():
+        return _released(folder)
     if (folder / OPTIONS_NAME).is_file():
         return _exported(folder, name)
     return open_run(folder).model
+
+
+def _released(path: Path) -> Model:
+    """A file of released weights, whose name tells the architecture."""
+    from scholarch.models import build_backbone
+    from scholarch.models.released import RELEASED, released_by_file
+    from scholarch.models.weights import import_backbone
+    from scholarch.training.initial import read_weights
+
+    name = path.stem if path.stem in RELEASED else released_by_file(path.name)
+    if name is None:
+        raise UserError(
+            "cannot tell the architecture from this file's name",
+            where=str(path),
+            fix=f"keep the released name, or call it after what it is: {', '.join(RELEASED)}",
+        )
+    entry = RELEASED[name]
+    backbone = build_backbone(entry.options)
+    import_backbone(backbone, read_weights(path), where=str(path))
+    size = SIDE_IN_PATCHES * backbone.patch if backbone.patch in (14, 16) else 224
+    preprocessing = Preprocessing(size=size, mean=entry.mean, std=entry.std)
+    return Model(entry.options, backbone.state_dict(), preprocessing, None, path.name)
 
 
 def _exported(folder: Path, name: str) -> Model:

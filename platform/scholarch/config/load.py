@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from scholarch.config.names import known_keys
+from scholarch.config.scale import Scale, tiny
 from scholarch.config.schema import Kinds, Recipe, recipe_type, written_out
 from scholarch.errors import UserError
 
@@ -132,7 +133,10 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`data` with overrides laid over it in order; `data=PATH` replaces the whole section.
+    """`data` with overrides laid over it in order.
+
+    `data=PATH` replaces the whole section, whose other values describe the pictures that were named
+    there; in a recipe that names none, it names them.
 
     Raises:
         UserError: if one is not of the form key.path=value.
@@ -141,19 +145,25 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for text in overrides:
         change = parse_override(text)
         if isinstance(change.get("data"), str):
-            result["data"] = {"source": change["data"]}
+            section = result.get("data")
+            kept = section if isinstance(section, Mapping) and not section.get("source") else {}
+            result["data"] = {**kept, "source": change["data"]}
         else:
             result = merge(result, change)
     return result
 
 
-def load_recipe(name: str, overrides: Sequence[str], kinds: Kinds) -> Recipe:
-    """The recipe `name` with `overrides`, validated, its schedules resolved to steps.
+def load_recipe(name: str, overrides: Sequence[str], kinds: Kinds, scale: Scale = "full") -> Recipe:
+    """The recipe `name` at a scale, with `overrides`, validated, its schedules resolved to steps.
 
     Raises:
         UserError: with every mistake at once.
     """
-    return validate(overridden(read_recipe(name), overrides), kinds, where=f"recipe {name}")
+    data = read_recipe(name)
+    if scale == "tiny":
+        validate(data, kinds, where=f"recipe {name}")  # so that mistakes are told of what was written
+        data = tiny(data)
+    return validate(overridden(data, overrides), kinds, where=f"recipe {name}")
 
 
 def validate(data: Mapping[str, Any], kinds: Kinds, where: str) -> Recipe:

@@ -39,7 +39,9 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where pictures come from and how they are normalised."""
 
-    source: str = Field(min_length=1, description="`digits`, `photos`, or a folder of pictures")
+    source: str = Field(
+        "", description="`digits`, `photos`, or a folder of pictures; empty: the user names it"
+    )
     labels: Literal["auto", "none", "folders"] = "auto"
     channels: Annotated[int, Field(ge=1)] | Auto = "auto"
     mean: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
@@ -65,6 +67,65 @@ class TeacherSection(Section):
     checkpoint: str | None = None
     sees: tuple[str, ...] = ("global",)
 
+    @model_validator(mode="after")
+    def _has_weights(self) -> TeacherSection:
+        if self.weights == "frozen" and self.checkpoint is None:
+            raise ValueError("a frozen teacher needs `checkpoint`: a run, one of its checkpoints, or a file")
+        if self.weights != "frozen" and self.checkpoint is not None:
+            raise ValueError(
+                "`checkpoint` is of frozen teachers; others begin from init_from, or as the student"
+            )
+        return self
+
+
+class InitSection(Section):
+    """What a run begins from instead of drawn weights; see docs/recipes.md."""
+
+    stage: str | None = Field(None, description="the stage that comes before, found by chaining recipes")
+    checkpoint: str | None = Field(None, description="a run, one of its checkpoints, or a file of weights")
+    student: str = Field("student", description="whose weights the student begins with: or a teacher's")
+    what: tuple[Literal["backbone", "heads", "terms"], ...] = ("backbone", "heads", "terms")
+    resize_positions: bool = Field(False, description="resample learned positions of another grid")
+    head_warmup: Length = Field(0, description="steps, or share of the run, that the backbone does not move")
+
+    @field_validator("head_warmup")
+    @classmethod
+    def _not_rest(cls, value: Length) -> Length:
+        return not_rest(value)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> InitSection:
+        if self.stage is None and self.checkpoint is None:
+            raise ValueError("give `checkpoint`, or `stage` where recipes are chained")
+        if self.goes_on and (self.head_warmup or self.student != "student" or len(self.what) < 3):
+            raise ValueError(
+                "with `continue`, everything is taken over: leave student, what, head_warmup out"
+            )
+        return self
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the optimizer and the step are taken over too."""
+        return bool(getattr(self, "continue", False))
+
+
+def not_rest(value: Length) -> Length:
+    """A length at the start of a run.
+
+    Raises:
+        ValueError: for `rest`.
+    """
+    if value == "rest":
+        raise ValueError("must be a number of steps or a share in [0, 1]")
+    return value
+
+
+# `continue` is the word that people expect, and no name that Python lets a class body use.
+_CONTINUE: dict[str, Any] = {
+    "continue": (bool, Field(False, description="the optimizer and the step go on as well"))
+}
+_Init: Any = create_model("InitSection", __base__=InitSection, **_CONTINUE)
+
 
 class LrScaling(Section):
     """Multiplies the whole learning-rate schedule by a function of the global batch."""
@@ -82,6 +143,7 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
+    norm_decay: float = Field(0.0, ge=0, le=1, description="multiplier of weight decay for norms' weights")
     patch_embed_lr: float = Field(1.0, ge=0, description="multiplier of the patch embedding's learning rate")
     freeze_prototypes: Length = Field(
         0, description="steps, or share of the run, that prototypes do not move"
@@ -91,9 +153,14 @@ class OptimizerSection(Section):
     @field_validator("freeze_prototypes")
     @classmethod
     def _not_rest(cls, value: Length) -> Length:
-        if value == "rest":
-            raise ValueError("must be a number of steps or a share in [0, 1]")
-        return value
+        return not_rest(value)
+
+
+class ResolutionSection(Section):
+    """One of the sets of crop sizes that steps are drawn from (reference.md section 5.4)."""
+
+    ratio: float = Field(gt=0, description="how often, relative to the others")
+    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1, description="pixels by view")
 
 
 class TrainingSection(Section):
@@ -131,7 +198,9 @@ class Recipe(Section):
     model: Any
     heads: dict[str, Any]
     views: dict[str, Any]
+    resolutions: tuple[ResolutionSection, ...] = ()
     masks: dict[str, Any] = {}
+    init_from: _Init | None = None
     teachers: dict[str, TeacherSection]
     terms: dict[str, Any] = Field(min_length=1)
     optimizer: OptimizerSection
@@ -186,16 +255,25 @@ def _unknown_teachers(recipe: Recipe) -> list[str]:
 
 
 def _unknown_views(recipe: Recipe) -> list[str]:
-    return [
-        f"teachers.{name}.sees: no view {view!r}; there are: {_one_of(recipe.views)}"
-        for name, teacher in recipe.teachers.items()
-        for view in teacher.sees
-        if view not in recipe.views
-    ] + [
-        f"masks.{view}: no view {view!r}; there are: {_one_of(recipe.views)}"
-        for view in recipe.masks
-        if view not in recipe.views
-    ]
+    return (
+        [
+            f"teachers.{name}.sees: no view {view!r}; there are: {_one_of(recipe.views)}"
+            for name, teacher in recipe.teachers.items()
+            for view in teacher.sees
+            if view not in recipe.views
+        ]
+        + [
+            f"resolutions.{number}.sizes.{view}: no view {view!r}; there are: {_one_of(recipe.views)}"
+            for number, resolution in enumerate(recipe.resolutions)
+            for view in resolution.sizes
+            if view not in recipe.views
+        ]
+        + [
+            f"masks.{view}: no view {view!r}; there are: {_one_of(recipe.views)}"
+            for view in recipe.masks
+            if view not in recipe.views
+        ]
+    )
 
 
 def _unknown_heads(recipe: Recipe) -> list[str]:

@@ -32,7 +32,9 @@ def open_source(url: str, labels: Labels = "auto") -> Source:
         )
     path = Path(rest if separator else url).expanduser()
     if not url.strip():
-        raise UserError("no data is named", where="data", fix=f"a folder, or {' or '.join(sorted(BUILTIN))}")
+        raise UserError(
+            "no data is named", where="data", fix=f"data=FOLDER, or data={' or data='.join(sorted(BUILTIN))}"
+        )
     near = difflib.get_close_matches(url.lower(), sorted(BUILTIN), n=1, cutoff=0.7)
     if near and not path.exists():
         raise UserError("there is no such folder", where=f"data={url}", fix=f"did you mean {near[0]}?")

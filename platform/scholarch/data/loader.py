@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.decode import to_channels
 from scholarch.data.source import BrokenPicture, Source
@@ -46,6 +47,21 @@ class ViewMask:
     grid: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What is made of a picture in the steps that are drawn for it.
+
+    Attributes:
+        crops: cuts the views.
+        masks: by the name that the micro-batch gives them.
+        ratio: how often, relative to the other cuts.
+    """
+
+    crops: MultiCrop
+    masks: Mapping[str, ViewMask] = field(default_factory=dict)
+    ratio: float = 1.0
+
+
 class StreamDataset(Dataset[MicroBatch]):
     """Micro-batches by (step, positions): crops, masks and ids, a function of the key alone.
 
@@ -54,36 +70,37 @@ class StreamDataset(Dataset[MicroBatch]):
     Args:
         source: the pictures; as many as the stream has samples.
         stream: which sample stands where; its seed is the seed of crops too.
-        crops: cuts the views.
-        masks: by the name that the micro-batch gives them.
+        cuts: what is made of them; with several, one is drawn for each step, the same on every rank.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        stream: SampleStream,
-        crops: MultiCrop,
-        masks: Mapping[str, ViewMask] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, stream: SampleStream, *cuts: Cut) -> None:
         if len(source) != stream.samples:
             raise ValueError(f"the source has {len(source)} pictures, the stream {stream.samples} samples")
-        self.source, self.stream, self.crops = source, stream, crops
-        self.masks = dict(masks or {})
+        self.source, self.stream, self.cuts = source, stream, cuts
+        self.ratios = np.cumsum([cut.ratio for cut in cuts])
+
+    def cut(self, step: int) -> Cut:
+        """The cut of a step, a function of the seed and the step."""
+        if len(self.cuts) == 1:
+            return self.cuts[0]
+        drawn = draws.generator(self.stream.seed, "step", step, "resolution").random() * self.ratios[-1]
+        return self.cuts[min(int(np.searchsorted(self.ratios, drawn, side="right")), len(self.cuts) - 1)]
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> MicroBatch:
         """The micro-batch of a step's positions, an int64 array in increasing order (empty: no samples)."""
         step, positions = key
-        views = self.crops.empty(len(positions))
+        cut = self.cut(step)
+        views = cut.crops.empty(len(positions))
         ids = self._due(step, positions)
         broken: list[str] = []
         upscaled = 0
         for row, position in enumerate(positions.tolist()):
-            ids[row], picture = self._read(int(ids[row]), broken)
-            upscaled += min(picture.shape[1:]) < self.crops.largest
-            self.crops.fill(views, row, picture, self.stream.seed, step, position)
+            ids[row], picture = self._read(int(ids[row]), cut.crops.channels, broken)
+            upscaled += min(picture.shape[1:]) < cut.crops.largest
+            cut.crops.fill(views, row, picture, self.stream.seed, step, position)
         return MicroBatch(
             views=views,
-            masks={name: self._mask(mask, step, positions) for name, mask in self.masks.items()},
+            masks={name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()},
             positions=torch.from_numpy(positions.copy()),
             sample_ids=torch.from_numpy(ids),
             broken=broken,
@@ -97,20 +114,20 @@ class StreamDataset(Dataset[MicroBatch]):
         ids: np.ndarray = self.stream.ids(step, first, int(positions[-1]) + 1)[positions - first]
         return ids
 
-    def _read(self, index: int, broken: list[str]) -> tuple[int, Tensor]:
+    def _read(self, index: int, channels: int, broken: list[str]) -> tuple[int, Tensor]:
         """The picture at `index` or the next good one, and its number."""
         tries = min(_TRIES, len(self.source))
         for _ in range(tries):
             try:
                 picture = self.source.read(index)
-                return index, to_channels(picture, self.crops.channels, self.source.name(index))
+                return index, to_channels(picture, channels, self.source.name(index))
             except BrokenPicture as problem:
                 broken.append(str(problem))
                 index = (index + 1) % len(self.source)
         raise RuntimeError(f"{tries} pictures in a row cannot be used; the last: {broken[-1]}")
 
-    def _mask(self, mask: ViewMask, step: int, positions: np.ndarray) -> Tensor:
-        crops, batch = self.crops.views[mask.view].crops, self.stream.global_batch
+    def _mask(self, mask: ViewMask, cut: Cut, step: int, positions: np.ndarray) -> Tensor:
+        crops, batch = cut.crops.views[mask.view].crops, self.stream.global_batch
         drawn = torch.empty(crops, len(positions), mask.grid[0] * mask.grid[1], dtype=torch.bool)
         for view in range(crops):
             for row, position in enumerate(positions.tolist()):

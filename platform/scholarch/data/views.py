@@ -190,3 +190,25 @@ class EvaluationView:
         height, width = picture.shape[1:]
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return self._normalise(_to_float(picture[:, top : top + self.size, left : left + self.size]))
+
+
+class WholeView:
+    """A whole picture in its own ratio, as near as patches allow.
+
+    Args:
+        size: pixels of the shorter side, a multiple of `patch`.
+        patch: side of a patch in pixels; the longer side becomes the nearest multiple of it.
+        mean, std: of the channels, for values in [0, 1].
+    """
+
+    def __init__(self, size: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.size, self.patch = size, patch
+        self._normalise = _Normalise(mean, std)
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """[C, H, W], uint8 or float in [0, 1], to float32 [C, h * patch, w * patch], normalised."""
+        shorter = min(picture.shape[1:])
+        height, width = (
+            max(round(side / shorter * self.size / self.patch), 1) * self.patch for side in picture.shape[1:]
+        )
+        return self._normalise(_to_float(_resize(picture, height, width, "bicubic")))

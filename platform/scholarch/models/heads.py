@@ -81,7 +81,8 @@ class WeightNormLinear(nn.Module):
     def weight(self) -> Tensor:
         """[outputs, inputs]."""
         lengths: Tensor = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return self.weight_v * (self.weight_g / (lengths + self.eps))
+        # A frozen length is a buffer, which FSDP2 leaves in fp32 when it casts the parameters to bf16.
+        return self.weight_v * (self.weight_g.to(lengths.dtype) / (lengths + self.eps))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""

@@ -28,7 +28,7 @@ class Content:
     Attributes:
         title: the run's name.
         subtitle: such as the recipe and what it is about.
-        state: "finished", "interrupted", "running" or "failed".
+        state: "finished", "interrupted", "running" or "failed"; empty where there is no run.
         facts: (name, value) rows: run, recipe, data, world size, pictures seen, ...
         records: lines of metrics.jsonl.
         step: finished steps.
@@ -87,9 +87,18 @@ def write_report(folder: Path, content: Content) -> Report:
     Raises:
         UserError: if the disk is full or the folder cannot be written to.
     """
+    return write_page(folder, content, sections(content), tiles(content))
+
+
+def write_page(folder: Path, content: Content, found: Sequence[Section], top: Sequence[Tile]) -> Report:
+    """Write a page of these figures and numbers, with the tables of `content`.
+
+    Raises:
+        UserError: as `write_report`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shown, written = [], []
-    for section in sections(content):
+    for section in found:
         light, dark = section.draw(LIGHT), section.draw(DARK)
         if light is None or dark is None:
             continue
@@ -107,7 +116,7 @@ def write_report(folder: Path, content: Content) -> Report:
     page = environment.get_template("page.html.j2").render(
         content=content,
         sections=shown,
-        tiles=tiles(content),
+        tiles=top,
         last=last_values(content.records),
         measured=any(name.startswith("health/") for record in content.records for name in record),
     )

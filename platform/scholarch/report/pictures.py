@@ -71,9 +71,8 @@ def pca_colours(patches: Tensor) -> np.ndarray:
     features = patches.detach().double().cpu().numpy()
     tokens = features.reshape(-1, features.shape[-1])  # [B N, D]
     norms = np.linalg.norm(tokens, axis=1)
-    median = np.median(norms)
-    spread = max(1.4826 * float(np.median(np.abs(norms - median))), 1e-2 * float(median))
-    usual = tokens[np.abs(norms - median) <= 6 * spread]
+    low, high = usual_norms(norms)
+    usual = tokens[(low <= norms) & (norms <= high)]
     centre = usual.mean(axis=0)
     _, sizes, directions = np.linalg.svd(usual - centre, full_matrices=False)
     deviations = sizes / math.sqrt(max(len(usual) - 1, 1))
@@ -87,6 +86,17 @@ def pca_colours(patches: Tensor) -> np.ndarray:
         projected = (tokens - centre) @ direction / deviations[number]
         colours[:, number] = 1 / (1 + np.exp(-2 * projected.clip(-50, 50)))
     return colours.reshape(*features.shape[:2], 3)
+
+
+def usual_norms(norms: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest norm that does not stand far out: the median, and 6 deviations to each side.
+
+    A deviation is 1.4826 times the median distance from the median, which for a normal distribution
+    is its standard deviation, and at least 1 % of the median.
+    """
+    median = float(np.median(norms))
+    deviation = max(1.4826 * float(np.median(np.abs(norms - median))), 1e-2 * median)
+    return median - 6 * deviation, median + 6 * deviation
 
 
 def attention_maps(attention: Tensor, registers: int, grid: tuple[int, int]) -> np.ndarray:
@@ -119,14 +129,15 @@ def draw_crops(
     gaps = GAP * sum(count - 1 for count in columns) + _BLOCK_GAP * (len(crops) - 1)
     scale = min((PIXELS - gaps) / units, _LARGEST_CELL / largest)
     count = min(rows, crops[0].images.shape[1])
-    row_height = int(largest * scale) + 2 * GAP
+    cells = [int(view.images.shape[-1] * scale) for view in crops]
+    down = [math.ceil(len(view.images) / across) for view, across in zip(crops, columns, strict=True)]
+    row_height = max(n * (cell + GAP) for n, cell in zip(down, cells, strict=True)) + GAP
     canvas = Canvas(theme, count * row_height)
     left = 0
-    for view, across in zip(crops, columns, strict=True):
+    for view, across, cell in zip(crops, columns, cells, strict=True):
         images = to_rgb_images(view.images, mean, std)  # [V, B, H, W, 3]
         if view.masks is not None:
             images = _covered(images, view.masks.detach().cpu().numpy(), view.patch)
-        cell = int(view.images.shape[-1] * scale)
         canvas.title(f"{view.name}, {view.images.shape[-1]} pixels", left)
         for row in range(count):
             for number, image in enumerate(images[:, row]):

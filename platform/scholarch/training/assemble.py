@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
-from scholarch.data.loader import StepLoader, StreamDataset, ViewMask
+from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
 from scholarch.data.stream import SampleStream
@@ -20,9 +21,10 @@ from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
 from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
+from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
-from scholarch.training.networks import Execution, Network, build_network, materialise
+from scholarch.training.networks import Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
 from scholarch.training.teachers import Teachers
@@ -32,6 +34,11 @@ from scholarch.training.trainer import Trainer
 def build_terms(recipe: Recipe) -> dict[str, Term]:
     """The recipe's terms by name, without their buffers."""
     return {name: TERMS[options.kind](options, name) for name, options in recipe.terms.items()}
+
+
+def teacher_model(recipe: Recipe, teacher: str) -> Any:  # noqa: ARG001
+    """Options of a teacher's backbone: the student's."""
+    return recipe.model
 
 
 def teacher_heads(recipe: Recipe, teacher: str, terms: Mapping[str, Term]) -> dict[str, Any]:
@@ -49,7 +56,8 @@ def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, 
     """The student and the teachers on the meta device."""
     student = build_network(recipe.model, recipe.heads)
     teachers = {
-        name: build_network(recipe.model, teacher_heads(recipe, name, terms)) for name in recipe.teachers
+        name: build_network(teacher_model(recipe, name), teacher_heads(recipe, name, terms))
+        for name in recipe.teachers
     }
     return student, teachers
 
@@ -74,17 +82,26 @@ def build_learner(recipe: Recipe, world: World) -> Learner:
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        outputs = [*term.student_outputs(), *term.teacher_outputs()]
-        term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
-        term.to(world.device)
+        allocate_term(term, recipe, student, how)
     return Learner(
         student,
         teachers,
         {name: options.sees for name, options in recipe.teachers.items()},
         terms,
+        frozen=[name for name, options in recipe.teachers.items() if options.weights == "frozen"],
         seed=recipe.seed,
         group=world.group,
     )
+
+
+def allocate_term(term: Term, recipe: Recipe, student: Network, how: Execution) -> None:
+    """Gives a term its buffers and parameters, where and how the networks are."""
+    outputs = [*term.student_outputs(), *term.teacher_outputs()]
+    term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+    trained = term.trained()
+    for module in trained.modules if trained else ():
+        place(module, how)
+    term.to(how.device)
 
 
 def _width(recipe: Recipe, student: Network, output: Output) -> int:
@@ -93,7 +110,34 @@ def _width(recipe: Recipe, student: Network, output: Output) -> int:
 
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
     """Crops and masks of every step over `source`."""
-    views: Mapping[str, ViewOptions] = resolve_views(recipe.views)
+    mean, std = settled(recipe.data.mean), settled(recipe.data.std)
+    cuts = [
+        Cut(MultiCrop(views, mean, std), _masks(recipe, views), ratio) for ratio, views in view_sets(recipe)
+    ]
+    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
+    return StreamDataset(source, stream, *cuts)
+
+
+def view_sets(recipe: Recipe) -> list[tuple[float, dict[str, ViewOptions]]]:
+    """(ratio, resolved views) of each set of sizes that steps are drawn from.
+
+    Raises:
+        ValueError: from `resolve_views`, or for a size that a view cannot have.
+    """
+    if not recipe.resolutions:
+        return [(1.0, resolve_views(recipe.views))]
+    return [
+        (
+            resolution.ratio,
+            resolve_views(
+                {n: replace(v, size=resolution.sizes.get(n, v.size)) for n, v in recipe.views.items()}
+            ),
+        )
+        for resolution in recipe.resolutions
+    ]
+
+
+def _masks(recipe: Recipe, views: Mapping[str, ViewOptions]) -> dict[str, ViewMask]:
     masks: dict[str, ViewMask] = {}
     for view, options in recipe.masks.items():
         # A key of its own for each view, so that two views are not masked alike.
@@ -103,10 +147,7 @@ def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
         masks[view] = ViewMask(view, sampler.mask, (side, side))
         if any(o.tokens == "predicted" for t in build_terms(recipe).values() for o in t.student_outputs()):
             masks[f"{view}/predicted"] = ViewMask(view, sampler.predicted, (side, side))
-    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
-    return StreamDataset(
-        source, stream, MultiCrop(views, settled(recipe.data.mean), settled(recipe.data.std)), masks
-    )
+    return masks
 
 
 class Loading:
@@ -148,8 +189,14 @@ def build_trainer(
     learner = build_learner(recipe, world)
     training = recipe.training
     optimizer = Optimizer(
-        learner.student, recipe.optimizer, global_batch=training.global_batch, total_steps=training.steps
+        learner.student,
+        recipe.optimizer,
+        global_batch=training.global_batch,
+        total_steps=training.steps,
+        terms=learner.trained_terms(),
+        head_warmup=recipe.init_from.head_warmup if recipe.init_from else 0,
     )
+    load_frozen(recipe, learner)
     return Trainer(
         recipe,
         learner,

@@ -100,11 +100,20 @@ def newest_whole(folder: Path, warn: Callable[[str], object] = _warn) -> Checkpo
     return None
 
 
-def _state(learner: Learner, optimizer: Optimizer) -> dict[str, Any]:
-    return {
-        "learner": learner.state_dict(),
+def _learner_state(learner: Learner) -> dict[str, Any]:
+    frozen = tuple(f"teachers.{teacher}." for teacher in learner.frozen)
+    return {name: t for name, t in learner.state_dict().items() if not name.startswith(frozen)}
+
+
+def _optimizer_state(learner: Learner, optimizer: Optimizer) -> dict[str, Any]:
+    state = {
         "optimizer": get_optimizer_state_dict(learner.student, optimizer.adamw, options=_FLAT),
     }
+    if optimizer.terms:
+        state["term_optimizer"] = get_optimizer_state_dict(
+            learner.terms, optimizer.terms.adamw, options=_FLAT
+        )
+    return state
 
 
 class Checkpoints:
@@ -127,7 +136,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.world.barrier()
-        save(_state(learner, optimizer), checkpoint_id=partial)
+        state = {"learner": _learner_state(learner), **_optimizer_state(learner, optimizer)}
+        save(state, checkpoint_id=partial)
         if self.world.first:
             files = sorted(path for path in partial.iterdir() if path.is_file())
             manifest = {
@@ -152,11 +162,21 @@ class Checkpoints:
         Raises:
             UserError: listing the keys that are missing, extra or of another shape.
         """
-        state = _state(learner, optimizer)
-        check_same_architecture(checkpoint, {"learner": state["learner"]})
+        state = {"learner": _learner_state(learner)}
+        check_same_architecture(checkpoint, state)
         load(state, checkpoint_id=checkpoint.path)
-        learner.load_state_dict(state["learner"])
+        learner.load_state_dict(state["learner"], strict=False)  # frozen teachers are not in it
+        self.load_optimizer(checkpoint, learner, optimizer)
+
+    def load_optimizer(self, checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer) -> None:
+        """Fills the optimizer alone."""
+        state = _optimizer_state(learner, optimizer)
+        load(state, checkpoint_id=checkpoint.path)
         set_optimizer_state_dict(learner.student, optimizer.adamw, state["optimizer"], options=_FLAT)
+        if optimizer.terms:
+            set_optimizer_state_dict(
+                learner.terms, optimizer.terms.adamw, state["term_optimizer"], options=_FLAT
+            )
 
 
 def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dict[str, Tensor]:
@@ -180,6 +200,15 @@ def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dic
     return {name: state[f"{prefix}{name}"] for name in names}
 
 
+def saved_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is in a checkpoint, by key; () for what is no tensor."""
+    metadata = FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    return {
+        key: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else ()
+        for key, entry in metadata.items()
+    }
+
+
 def check_same_architecture(
     checkpoint: Checkpoint, state: Mapping[str, Mapping[str, Any]], only: str = ""
 ) -> None:
@@ -188,10 +217,9 @@ def check_same_architecture(
     Raises:
         UserError: listing the keys that are missing, extra or of another shape.
     """
-    metadata = FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
     saved = {
-        key: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else ()
-        for key, entry in metadata.items()
+        key: shape
+        for key, shape in saved_shapes(checkpoint).items()
         if key.split(".", 1)[0] in state and key.startswith(only)
     }
     wanted = {
@@ -199,6 +227,16 @@ def check_same_architecture(
         for prefix, tensors in state.items()
         for key, tensor in tensors.items()
     }
+    if lines := mismatches(saved, wanted):
+        raise UserError(
+            f"the checkpoint is of another architecture than the recipe\n{lines}",
+            where=str(checkpoint.path),
+            fix="use the recipe that wrote it (recipe.yaml in its run), or another checkpoint",
+        )
+
+
+def mismatches(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Keys that are missing, extra or of another shape, a line each, the first twelve; empty: none."""
     lines = [f"missing: {key}" for key in wanted if key not in saved]
     lines += [f"extra: {key}" for key in saved if key not in wanted]
     lines += [
@@ -206,11 +244,5 @@ def check_same_architecture(
         for key in wanted
         if key in saved and saved[key] != wanted[key]
     ]
-    if lines:
-        shown = "\n".join(f"  - {line}" for line in lines[:12])
-        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
-        raise UserError(
-            f"the checkpoint is of another architecture than the recipe\n{shown}{more}",
-            where=str(checkpoint.path),
-            fix="use the recipe that wrote it (recipe.yaml in its run), or another checkpoint",
-        )
+    shown = "\n".join(f"  - {line}" for line in lines[:12])
+    return shown + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")

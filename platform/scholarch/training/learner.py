@@ -5,7 +5,7 @@ Needs torch and NumPy alone. The optimizer, data loading, checkpoints and loggin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from scholarch.draws import Draws
 from scholarch.models.features import Features, Views
-from scholarch.objectives.term import Output, Share, Term
+from scholarch.objectives.term import Output, Share, Term, Trained
 from scholarch.training.networks import Network
 
 
@@ -49,6 +49,7 @@ class Learner(nn.Module):
         student: trained network.
         teachers: networks by name, in eval mode whatever `train()` is called with.
         sees: views that each teacher is shown.
+        frozen: names of teachers that never change, and so are in no checkpoint.
         terms: by name; each reads one teacher (`options.teacher`) or none.
         seed: the run's seed.
         group: the ranks that share the global batch; None for one process.
@@ -61,10 +62,12 @@ class Learner(nn.Module):
         sees: Mapping[str, Sequence[str]],
         terms: Mapping[str, Term],
         *,
+        frozen: Collection[str] = (),
         seed: int,
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self.frozen = frozenset(frozen)
         self.student = student
         self.teachers = nn.ModuleDict(dict(teachers))
         self.terms = nn.ModuleDict(dict(terms))
@@ -93,6 +96,10 @@ class Learner(nn.Module):
         for name, term in self.terms.items():
             assert isinstance(term, Term)
             yield name, term
+
+    def trained_terms(self) -> dict[str, Trained]:
+        """What terms train of their own, by name of the term."""
+        return {name: trained for name, term in self._terms() if (trained := term.trained())}
 
     def accumulate(
         self, batches: Sequence[Pictures], bounds: Sequence[tuple[int, int]], global_batch: int, step: int
@@ -197,6 +204,7 @@ class Learner(nn.Module):
             images = batch.views[name]  # [V, b, C, H, W]
             count = images.shape[0]
             masks = batch.masks.get(name) if masked else None
+            predict = share.predicted.get(name) if masked else None
             offsets = torch.arange(count, device=share.positions.device)[:, None] * share.global_batch
             views.append(
                 Views(
@@ -206,6 +214,7 @@ class Learner(nn.Module):
                     total=count * share.global_batch,
                     name=name,
                     local=name == "local",
+                    predict=None if predict is None else predict.flatten(0, 1),
                 )
             )
         return dict(zip(names, network.backbone(views, draws), strict=True))

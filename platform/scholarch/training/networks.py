@@ -78,7 +78,7 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
         trained: False for a teacher: no gradients, always in eval mode.
     """
     # A shared prefix for students and teachers: the same name means the same initial value.
-    for name, unit in _units(network):
+    for name, unit in units(network):
         with _children_set_aside(unit):
             fill_with_nan(unit)
             unit.to(DTYPES[execution.precision])
@@ -96,7 +96,7 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
     return network.train(trained)
 
 
-def _units(network: Network) -> Iterable[tuple[str, nn.Module]]:
+def units(network: Network) -> Iterable[tuple[str, nn.Module]]:
     """What is sharded on its own, children before parents."""
     blocks = getattr(network.backbone, "blocks", None)
     if blocks is not None:
@@ -130,6 +130,15 @@ def _shard(unit: nn.Module, execution: Execution) -> None:
         # Losses are shares of a global mean (collectives.py): gradients are summed, not averaged.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
+
+
+def place(module: nn.Module, execution: Execution) -> None:
+    """Brings a term's trained module to the run's dtype, device and shards; it has its values already."""
+    module.to(DTYPES[execution.precision])
+    if execution.mesh is None:
+        module.to(execution.device)
+    else:
+        _shard(module, execution)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from scholarch.config.schedule import Length
 from scholarch.config.schema import OptimizerSection
+from scholarch.objectives.term import Trained
 from scholarch.training.networks import Network
 
 PATCH_EMBED = "patch_embed."
@@ -25,13 +27,14 @@ class Group:
     lr: float
     weight_decay: float
     prototypes: bool
+    backbone: bool
 
 
 def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Group:
     """The group of the parameter `name` of `part` ("backbone" or "heads.NAME").
 
     Tokens and the patch embedding are layer 0, block i is layer i + 1, everything else is one
-    beyond the last block. Biases, norms and LayerScale do not decay; tokens and positions do.
+    beyond the last block. Biases and LayerScale do not decay, norms by `norm_decay`; tokens and positions do.
     """
     layer = depth + 1
     if part == "backbone":
@@ -42,8 +45,17 @@ def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Gro
     lr = options.layer_decay ** (depth + 1 - layer) if part == "backbone" else 1.0
     if name.startswith(PATCH_EMBED):
         lr *= options.patch_embed_lr
-    decays = not (name.endswith("bias") or "norm" in name or "gamma" in name)
-    return Group(lr, float(decays), part != "backbone" and name.startswith(PROTOTYPES))
+    decay = 1.0
+    if name.endswith("bias") or "gamma" in name:
+        decay = 0.0
+    elif "norm" in name:
+        decay = options.norm_decay
+    return Group(lr, decay, part != "backbone" and name.startswith(PROTOTYPES), part == "backbone")
+
+
+def in_steps(length: Length, total: int) -> int:
+    """A length of steps, or a share of the run, as steps."""
+    return round(length * total) if isinstance(length, float) else int(length)
 
 
 def lr_factor(options: OptimizerSection, global_batch: int) -> float:
@@ -60,16 +72,25 @@ class Optimizer:
         options: the recipe's section, its schedules in steps.
         global_batch: samples of a step, for the scaling of the learning rate.
         total_steps: length of the run, for `freeze_prototypes` as a share.
+        terms: what terms train of their own, by name of the term.
+        head_warmup: steps, or share of the run, in which the backbone does not move.
     """
 
     def __init__(
-        self, network: Network, options: OptimizerSection, *, global_batch: int, total_steps: int
+        self,
+        network: Network,
+        options: OptimizerSection,
+        *,
+        global_batch: int,
+        total_steps: int,
+        terms: Mapping[str, Trained] | None = None,
+        head_warmup: Length = 0,
     ) -> None:
         self.network = network
         self.options = options
         self.lr = options.lr.scale(lr_factor(options, global_batch))
-        frozen = options.freeze_prototypes
-        self.frozen_steps = round(frozen * total_steps) if isinstance(frozen, float) else int(frozen)
+        self.frozen_steps = in_steps(options.freeze_prototypes, total_steps)
+        self.warmup_steps = in_steps(head_warmup, total_steps)
         depth = len(getattr(network.backbone, "blocks", ()))
         groups: dict[Group, list[nn.Parameter]] = {}
         for part, module in network.parts().items():
@@ -84,20 +105,26 @@ class Optimizer:
             eps=options.epsilon,
             fused=True,
         )
+        self.terms = TermOptimizer(terms, options.epsilon) if terms else None
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate and weight decay at `step`, before the groups' multipliers."""
-        return {"lr": self.lr(step), "weight_decay": self.options.weight_decay(step)}
+        own = {"lr": self.lr(step), "weight_decay": self.options.weight_decay(step)}
+        return own | (self.terms.rates(step) if self.terms else {})
 
     def step(self, step: int) -> None:
         """Moves the weights by the gradients, at the rates of `step`, and forgets the gradients."""
         rates = self.rates(step)
         for group, adamw_group in zip(self.groups, self.adamw.param_groups, strict=True):
-            frozen = group.prototypes and step < self.frozen_steps
+            frozen = (group.prototypes and step < self.frozen_steps) or (
+                group.backbone and step < self.warmup_steps
+            )
             adamw_group["lr"] = 0.0 if frozen else rates["lr"] * group.lr
             adamw_group["weight_decay"] = rates["weight_decay"] * group.weight_decay
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        if self.terms:
+            self.terms.step(step)
 
     def clip(self) -> dict[str, torch.Tensor]:
         """Clips each part's gradient to its L2 norm and gives the norms before clipping."""
@@ -108,7 +135,51 @@ class Optimizer:
             if self.options.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.options.clip, norm)
             norms[part] = norm
-        return norms
+        return norms | (self.terms.norms() if self.terms else {})
+
+
+class TermOptimizer:
+    """AdamW over the parameters of terms, each with its own rates; no clipping.
+
+    Args:
+        terms: by name; at least one.
+        epsilon: of AdamW.
+    """
+
+    def __init__(self, terms: Mapping[str, Trained], epsilon: float) -> None:
+        self.terms = dict(terms)
+        self.parameters = {
+            name: [p for module in trained.modules for p in module.parameters()]
+            for name, trained in self.terms.items()
+        }
+        self.adamw = torch.optim.AdamW(
+            [
+                {
+                    "params": self.parameters[name],
+                    "betas": trained.betas,
+                    "weight_decay": trained.weight_decay,
+                }
+                for name, trained in self.terms.items()
+            ],
+            lr=0.0,
+            eps=epsilon,
+            fused=True,
+        )
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rate of each term at `step`."""
+        return {f"lr/{name}": trained.learning_rate(step) for name, trained in self.terms.items()}
+
+    def step(self, step: int) -> None:
+        """Moves the parameters by their gradients and forgets these; a term of weight 0 has none."""
+        for trained, group in zip(self.terms.values(), self.adamw.param_groups, strict=True):
+            group["lr"] = trained.learning_rate(step)
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+
+    def norms(self) -> dict[str, torch.Tensor]:
+        """The gradient's L2 norm of each term."""
+        return {f"terms.{name}": gradient_norm(parameters) for name, parameters in self.parameters.items()}
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from scholarch.config.schema import Recipe, settled
-from scholarch.data.options import resolve_views
+from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
 from scholarch.storage.local import check_free, check_writable, readable_size
-from scholarch.training.assemble import build_networks, build_terms
+from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
+from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
+from scholarch.training.estimate import checkpoint_bytes, memory, term_parameters
+from scholarch.training.initial import (
+    beginning,
+    check_file,
+    check_transfers,
+    find,
+    frozen_sources,
+    frozen_transfer,
+    transfers,
+)
 from scholarch.training.layout import Layout, plan_layout
-from scholarch.training.networks import Network
+from scholarch.training.learner import Learner
+from scholarch.training.networks import Execution, Network
 
-BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}
 FILES_BESIDE_CHECKPOINTS = 64 * 2**20
 """MLflow's database, pictures, the report."""
 
@@ -57,15 +67,20 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     check_writable(run)
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
-    sizes = memory(recipe, student, list(teachers.values()), layout, world)
-    checkpoint = checkpoint_bytes(recipe, student, list(teachers.values()))
+    try:
+        Learner(student, teachers, {n: t.sees for n, t in recipe.teachers.items()}, terms, seed=recipe.seed)
+    except ValueError as error:
+        raise UserError(str(error), where="teachers") from None
+    own = term_parameters(recipe, terms, student)
+    sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
+    checkpoint = checkpoint_bytes(recipe, student, _saved(recipe, teachers), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
     classes = f", {len(source.classes)} classes" if source.classes else ""
     rows = [
         ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
-        ("views", ", ".join(f"{v.crops} {n} of {v.size} px" for n, v in resolve_views(recipe.views).items())),
+        ("views", "; or ".join(_views_words(views) for _, views in view_sets(recipe))),
         (
             "model",
             f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}",
@@ -87,6 +102,55 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     return Preflight(rows, _warnings(recipe, look), layout)
 
 
+def _saved(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
+    """Teachers that are in checkpoints."""
+    return [teacher for name, teacher in teachers.items() if recipe.teachers[name].weights != "frozen"]
+
+
+def check_beginning(recipe: Recipe, fresh: bool) -> None:
+    """What the run begins from must be there and fit.
+
+    Args:
+        fresh: whether the run begins now; a resumed one has taken `init_from` over long ago.
+
+    Raises:
+        UserError: naming the key of the recipe, and the tensors that do not fit.
+    """
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    for name, where, path in frozen_sources(recipe):
+        source = find(path, where)
+        if isinstance(source, Checkpoint):
+            check_transfers([frozen_transfer(recipe, name, teachers[name])], source, where, False)
+        elif teachers[name].heads:
+            raise UserError(f"terms read heads of the teacher {name}, and a file has none", where=where)
+        else:
+            check_file(source, teachers[name].backbone, where)
+    init = recipe.init_from
+    if not fresh or init is None:
+        return
+    found = beginning(recipe)
+    if isinstance(found, Checkpoint):
+        for term in terms.values():
+            allocate_term(term, recipe, student, Execution(device=torch.device("cpu")))
+        taken = transfers(recipe, student, teachers, terms, found)
+        check_transfers(taken, found, "init_from.checkpoint", init.resize_positions)
+        if init.goes_on and found.step >= recipe.training.steps:
+            raise UserError(
+                f"the run that is gone on with has finished step {found.step} of {recipe.training.steps}",
+                where="training.steps",
+                fix="set training.steps to where this run is to end, counted from the first run's start",
+            )
+    elif found is not None:
+        if init.goes_on or init.student != "student":
+            raise UserError(
+                "a file of weights holds a backbone alone",
+                where="init_from",
+                fix="leave out continue and student",
+            )
+        check_file(found, student.backbone, "init_from.checkpoint", init.resize_positions)
+
+
 def check_views(recipe: Recipe) -> None:
     """Crops must be multiples of the patch.
 
@@ -94,17 +158,17 @@ def check_views(recipe: Recipe) -> None:
         UserError: naming the view and the nearest sizes that work.
     """
     try:
-        views = resolve_views(recipe.views)
+        sets = [views for _, views in view_sets(recipe)]
     except ValueError as error:
         raise UserError(str(error), where="views") from None
     patch = recipe.model.patch
-    for name, view in views.items():
+    for number, name, view in ((i, name, view) for i, s in enumerate(sets) for name, view in s.items()):
         if view.size % patch:
             below = view.size // patch * patch
             near = f"{below} or {below + patch}" if below else str(patch)
             raise UserError(
                 f"crops of {view.size} pixels do not divide into patches of {patch}",
-                where=f"views.{name}.size",
+                where=f"resolutions.{number}.sizes.{name}" if recipe.resolutions else f"views.{name}.size",
                 fix=f"use {near}",
             )
 
@@ -135,39 +199,6 @@ def check_batch(recipe: Recipe, world_size: int) -> Layout:
     return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
 
 
-def memory(
-    recipe: Recipe, student: Network, teachers: Sequence[Network], layout: Layout, world: World
-) -> dict[str, int]:
-    """Bytes on one process by part: an estimate, activations from the shapes of a ViT's tensors."""
-    item = BYTES[recipe.training.precision]
-    trained = sum(p.numel() for p in student.parameters())
-    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
-    half = 2 if recipe.training.precision == "bf16" else item
-    share = math.ceil(layout.global_batch / layout.micro_batches / world.size)
-    views = resolve_views(recipe.views)
-    patch, width = recipe.model.patch, student.backbone.width
-    tokens = sum(v.crops * share * (1 + (v.size // patch) ** 2) for n, v in views.items())
-    depth = len(getattr(student.backbone, "blocks", ())) or 12
-    # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
-    per_token = width * (2 if recipe.training.activation_checkpointing else 18)
-    rows = sum(v.crops * share for v in views.values())
-    prototypes = sum(int(head.prototypes) for head in recipe.heads.values())
-    return {
-        "weights": (trained + held) * item // world.size,
-        "gradients": trained * item // world.size,
-        "optimizer": 2 * trained * item // world.size,
-        "activations": tokens * per_token * depth * half,
-        "logits": 4 * rows * prototypes * item,
-    }
-
-
-def checkpoint_bytes(recipe: Recipe, student: Network, teachers: Sequence[Network]) -> int:
-    """Size of a whole checkpoint: weights, both Adam moments, teachers."""
-    item = BYTES[recipe.training.precision]
-    held = sum(p.numel() for teacher in teachers for p in teacher.parameters())
-    return item * (3 * sum(p.numel() for p in student.parameters()) + held)
-
-
 def _available(world: World) -> int:
     if world.device.type == "cuda":
         return int(torch.cuda.mem_get_info(world.device)[0])
@@ -189,7 +220,7 @@ def _check_memory(sizes: dict[str, int], world: World) -> None:
 
 def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
     found = []
-    largest = max(view.size for view in resolve_views(recipe.views).values())
+    largest = max(view.size for _, views in view_sets(recipe) for view in views.values())
     if small := look.smaller_than(largest):
         found.append(
             f"{small} of {look.checked} pictures checked are smaller than {largest} px and will be enlarged"
@@ -212,6 +243,10 @@ def _count(module: torch.nn.Module) -> str:
         if count >= limit:
             return f"{count / limit:.1f}{unit}"
     return str(count)
+
+
+def _views_words(views: Mapping[str, ViewOptions]) -> str:
+    return ", ".join(f"{view.crops} {name} of {view.size} px" for name, view in views.items())
 
 
 def _channels(recipe: Recipe) -> str:

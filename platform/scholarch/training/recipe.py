@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from scholarch.config import load
+from scholarch.config.scale import Scale
 from scholarch.config.schema import Kinds, Recipe
 from scholarch.data.options import ViewOptions
 from scholarch.models import BACKBONES
@@ -26,13 +27,13 @@ def kinds() -> Kinds:
     )
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of the package, or a YAML file, with overrides `key.path=value`.
+def load_recipe(name: str, overrides: Sequence[str] = (), scale: Scale = "full") -> Recipe:
+    """A recipe of the package, or a YAML file, at a scale, with overrides `key.path=value`.
 
     Raises:
         UserError: with every mistake at once.
     """
-    return load.load_recipe(name, overrides, kinds())
+    return load.load_recipe(name, overrides, kinds(), scale)
 
 
 def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:

@@ -22,6 +22,7 @@ from scholarch.data.batch import MicroBatch
 from scholarch.errors import RunFailed
 from scholarch.training.checkpoint import Checkpoint, Checkpoints
 from scholarch.training.distributed import World
+from scholarch.training.initial import begin
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner, StepValues
 from scholarch.training.networks import DTYPES
@@ -120,6 +121,10 @@ class Trainer:
         """Loads a checkpoint of this run; gives its finished steps."""
         self.checkpoints.load(checkpoint, self.learner, self.optimizer)
         return checkpoint.step
+
+    def begin(self) -> int:
+        """Fills the networks of a new run as the recipe's `init_from` says; gives its finished steps."""
+        return begin(self.recipe, self.learner, self.optimizer, self.checkpoints)
 
     def run(self, start: int = 0) -> tuple[Outcome, int]:
         """Trains from `start` finished steps to the end, or to where it was asked to stop.

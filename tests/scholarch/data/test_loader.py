@@ -12,7 +12,7 @@ import torch
 from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
-from scholarch.data.loader import StepLoader, StreamDataset, ViewMask
+from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
 from scholarch.data.options import ViewOptions
 from scholarch.data.stream import SampleStream
 from scholarch.data.views import MultiCrop
@@ -31,7 +31,7 @@ def dataset(source: str = "digits", seed: int = 4, batch: int = BATCH) -> Stream
     pictures = open_source(source)
     crops = MultiCrop(VIEWS, (0.3,), (0.4,))
     masks = {"global": ViewMask("global", draw_mask, (2, 2))}
-    return StreamDataset(pictures, SampleStream(len(pictures), batch, seed), crops, masks)
+    return StreamDataset(pictures, SampleStream(len(pictures), batch, seed), Cut(crops, masks))
 
 
 def by_position(
@@ -85,7 +85,7 @@ def test_contents_are_what_the_parts_say() -> None:
     assert batch.sample_ids.tolist() == data.stream.batch(2)[[1, 4, 5]].tolist()
     assert (len(batch), batch.upscaled, batch.broken) == (3, 3, [])
     for row, position in enumerate((1, 4, 5)):
-        crops = data.crops(data.source.read(int(batch.sample_ids[row])), 4, 2, position)
+        crops = data.cuts[0].crops(data.source.read(int(batch.sample_ids[row])), 4, 2, position)
         for name, crop in crops.items():
             assert batch.views[name][:, row].equal(crop)
         for view in range(2):
@@ -118,7 +118,7 @@ def test_moving_a_batch() -> None:
 
 def test_stream_and_source_must_agree() -> None:
     with pytest.raises(ValueError, match="the source has 2 pictures, the stream 3 samples"):
-        StreamDataset(open_source("photos"), SampleStream(3, 4, 0), MultiCrop(VIEWS, (0.3,), (0.4,)))
+        StreamDataset(open_source("photos"), SampleStream(3, 4, 0), Cut(MultiCrop(VIEWS, (0.3,), (0.4,))))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -147,7 +147,7 @@ def test_nothing_but_broken_pictures_ends_with_words(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_is_told_in_plain_words() -> None:
-    data = StreamDataset(Deadly(), SampleStream(4, 2, 0), MultiCrop(VIEWS, (0.3,), (0.4,)))
+    data = StreamDataset(Deadly(), SampleStream(4, 2, 0), Cut(MultiCrop(VIEWS, (0.3,), (0.4,))))
     with pytest.raises(RuntimeError, match="a data worker died: SIGKILL; out of memory is the usual cause"):
         list(StepLoader(data, start_step=0, end_step=1, workers=1))
 
@@ -157,7 +157,7 @@ def test_signals_to_the_group_leave_workers_alive() -> None:
     script = textwrap.dedent("""
         import os, signal
         from scholarch.data.catalog import open_source
-        from scholarch.data.loader import StepLoader, StreamDataset
+        from scholarch.data.loader import Cut, StepLoader, StreamDataset
         from scholarch.data.options import ViewOptions
         from scholarch.data.stream import SampleStream
         from scholarch.data.views import MultiCrop
@@ -167,7 +167,7 @@ def test_signals_to_the_group_leave_workers_alive() -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *what: caught.append(what[0]))
             crops = MultiCrop({"global": ViewOptions(size=16)}, (0.3,), (0.4,))
-            data = StreamDataset(source, SampleStream(len(source), 4, 0), crops)
+            data = StreamDataset(source, SampleStream(len(source), 4, 0), Cut(crops))
             for step, _ in enumerate(StepLoader(data, start_step=0, end_step=40, workers=2)):
                 if step == 1:
                     os.killpg(0, signal.SIGINT)
@@ -184,3 +184,32 @@ def test_signals_to_the_group_leave_workers_alive() -> None:
         check=False,
     )
     assert done.stdout.strip() == "finished 39 [2, 15]", done.stderr
+
+
+def test_every_rank_draws_the_same_cut_of_a_step_by_the_ratios() -> None:
+    sizes = ((16, 8, 3.0), (24, 8, 3.0), (24, 12, 0.5))
+    cuts = [
+        Cut(
+            MultiCrop(
+                {"global": ViewOptions(size=large), "local": ViewOptions(size=small, blur_kernel=3)},
+                (0.3,),
+                (0.4,),
+            ),
+            {"global": ViewMask("global", draw_mask, (large // 8, large // 8))},
+            ratio,
+        )
+        for large, small, ratio in sizes
+    ]
+    pictures = open_source("digits")
+    data = StreamDataset(pictures, SampleStream(len(pictures), BATCH, 4), *cuts)
+    drawn = [cuts.index(data.cut(step)) for step in range(2000)]
+    for number, (_, _, ratio) in enumerate(sizes):
+        assert abs(drawn.count(number) / 2000 - ratio / 6.5) < 0.03
+    for rank in range(2):
+        loader = StepLoader(data, start_step=0, end_step=6, rank=rank, world=2, workers=rank)
+        for step, (batch,) in enumerate(loader):
+            large, small, _ = sizes[drawn[step]]
+            assert batch.views["global"].shape == (1, 6, 1, large, large)
+            assert batch.views["local"].shape[-1] == small
+            assert batch.masks["global"].shape == (1, 6, (large // 8) ** 2)
+    assert len(set(drawn[:6])) > 1

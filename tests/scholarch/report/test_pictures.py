@@ -137,6 +137,17 @@ def test_crops_are_shown_in_their_true_sizes_to_each_other() -> None:
     assert count(dark, (0, 0, 255)) == count(image, (0, 0, 255))
 
 
+def test_crops_stacked_with_gaps_may_be_taller_than_a_large_one() -> None:
+    views = [
+        pictures.Crops("global", plain((1, 0, 0), 2, 3, 32)),
+        pictures.Crops("local", plain((0, 0, 1), 4, 3, 8)),  # four times a quarter, and three gaps
+    ]
+
+    image = pixels(pictures.draw_crops(views, MEAN, STD))
+
+    assert count(image, (255, 0, 0)) / count(image, (0, 0, 255)) == pytest.approx(8, rel=0.03)
+
+
 def test_the_pca_figure_shows_the_regions_under_the_picture() -> None:
     features, _ = two_regions()
     grid = (5, 10)

@@ -112,7 +112,7 @@ def test_another_architecture_is_refused_with_the_list(
 
 def test_teacher_weights_are_those_of_the_trainer(tmp_path: Path) -> None:
     def both(group: ProcessGroup) -> bool:
-        trainer, recipe = tiny_trainer(gloo_world(group), tmp_path, SHORT)
+        trainer, recipe = tiny_trainer(gloo_world(group), tmp_path, tiny_recipe(*SHORT))
         trainer.run()
         found = teacher_weights(committed(tmp_path)[-1], recipe, "ema")
         held = dict(trainer.learner.teachers["ema"].backbone.state_dict())

@@ -32,7 +32,10 @@ def options(**changes: object) -> OptimizerSection:
 def test_groups(part: str, name: str, layer: int, decays: bool, prototypes: bool) -> None:
     """Layer decay rate^(L + 1 - id) and the exceptions of weight decay (reference.md 4.1)."""
     group = group_of(part, name, 40, options(layer_decay=0.98))
-    assert group == Group(pytest.approx(0.98 ** (41 - layer)), float(decays), prototypes)
+    lr = pytest.approx(0.98 ** (41 - layer))
+    assert group == Group(lr, float(decays), prototypes, part == "backbone")
+    decay = group_of(part, name, 40, options(norm_decay=0.1)).weight_decay
+    assert decay == (0.1 if name.endswith("norm1.weight") or name == "norm.weight" else float(decays))
 
 
 def test_patch_embedding_of_a_deep_model() -> None:

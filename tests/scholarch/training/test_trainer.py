@@ -12,7 +12,7 @@ from scholarch.errors import RunFailed
 from scholarch.training.checkpoint import committed
 from scholarch.training.learner import StepValues
 from scholarch.training.trainer import Speed, Trainer
-from tiny_training import Kept, gloo_world, tiny_trainer
+from tiny_training import Kept, gloo_world, tiny_recipe, tiny_trainer
 from torch.distributed import ProcessGroup
 
 SHORT = ("training.workers=0", "training.checkpoint_every=2")
@@ -39,7 +39,7 @@ def poison(trainer: Trainer, step: int, part: str) -> dict[str, torch.Tensor]:
 
 
 def meets_nan(group: ProcessGroup, folder: Path) -> tuple[str, bool]:
-    trainer, _ = tiny_trainer(gloo_world(group), folder, SHORT)
+    trainer, _ = tiny_trainer(gloo_world(group), folder, tiny_recipe(*SHORT))
     before = poison(trainer, 3, "ibot")
     try:
         trainer.run()
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_step(tmp_path: Pat
 
 
 def meets_infinite_gradient(group: ProcessGroup, folder: Path) -> str:
-    trainer, _ = tiny_trainer(gloo_world(group), folder, SHORT)
+    trainer, _ = tiny_trainer(gloo_world(group), folder, tiny_recipe(*SHORT))
     honest = trainer.learner.accumulate
 
     def accumulate(*arguments: Any) -> StepValues:
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_names_the_part(tmp_path: Path) -> None:
 
 
 def is_stopped_on_rank_one(group: ProcessGroup, folder: Path) -> tuple[str, int]:
-    trainer, _ = tiny_trainer(gloo_world(group), folder, SHORT)
+    trainer, _ = tiny_trainer(gloo_world(group), folder, tiny_recipe(*SHORT))
     honest = trainer.learner.accumulate
 
     def accumulate(*arguments: Any) -> StepValues:
@@ -100,7 +100,7 @@ def test_a_stop_asked_of_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> 
 def losses_with(group: ProcessGroup, folder: Path, overrides: tuple[str, ...]) -> list[float]:
     kept = Kept()
     trainer, _ = tiny_trainer(
-        gloo_world(group), folder, (*SHORT, "training.precision=fp64", *overrides), kept
+        gloo_world(group), folder, tiny_recipe(*SHORT, "training.precision=fp64", *overrides), kept
     )
     trainer.run()
     return [record["loss/total"] for record in kept.records if "loss/total" in record]
@@ -120,7 +120,9 @@ def test_how_it_is_carried_out_changes_nothing(tmp_path: Path, overrides: tuple[
 def test_probes_come_first_every_so_often_and_last(tmp_path: Path) -> None:
     def probed(group: ProcessGroup) -> tuple[list[int], list[int]]:
         kept, seen = Kept(), []
-        trainer, _ = tiny_trainer(gloo_world(group), tmp_path, (*SHORT, "evaluation.every=4"), kept)
+        trainer, _ = tiny_trainer(
+            gloo_world(group), tmp_path, tiny_recipe(*SHORT, "evaluation.every=4"), kept
+        )
 
         def probe(finished: int, _values: StepValues) -> dict[str, float]:
             seen.append(finished)
@@ -142,8 +144,6 @@ def test_speed_is_over_the_last_steps() -> None:
 
 
 def test_schedules_in_a_recipe_are_resolved_everywhere() -> None:
-    from tiny_training import tiny_recipe
-
     recipe = tiny_recipe("terms.dino.local_weight=[{shape: linear, steps: 0.5, start: 1, end: 0.5}]")
     assert recipe.terms["dino"].local_weight.segments[0].steps == 3
     assert map_schedules(recipe, 6) == recipe

@@ -1,0 +1,115 @@
+"""Shrinks a recipe until it runs to its end in under a minute on two cores, every phase of it included.
+
+What is kept is the method: terms, teachers, the shape of every schedule and the ratios between the
+sizes of views. What comes out is trained on two photographs and worth nothing but the proof that it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Scale = Literal["full", "tiny"]
+
+STEPS = 12
+BATCH = 8
+PATCH = 4
+GRID = 8
+"""Patches along the side of the largest view of its own crops."""
+GROUP = 4
+LARGEST: Mapping[str, int] = {"prototypes": 64, "hidden": 48, "bottleneck": 16}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    # The size's name stays: it says which feed-forward layer there is.
+    "vit": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH},
+    "capi": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH, "predictor_depth": 2, "registers": 4},
+    "convnext": {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32]},
+}
+DEFAULT_SIZE, DEFAULT_PATCH, DEFAULT_GRID = 224, {"vit": 16, "capi": 14, "convnext": 32}, 37
+"""Of views, models and learned positions, where a recipe leaves them out."""
+
+
+def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The tiny form of a recipe that is plain data, not yet validated; gives a new one.
+
+    Lengths in steps shrink with the run's, but none to nothing: a warm-up, a window or the
+    refresh of a snapshot still happens. Shares of the run stay.
+    """
+    data = {**recipe, "name": f"{recipe.get('name', 'recipe')}-tiny"}
+    steps = data.get("training", {}).get("steps", STEPS)
+    ratio = min(STEPS / steps, 1.0)
+    data = {name: _shorter(value, ratio) for name, value in data.items()}
+    _shrink_sizes(data)
+    for section, name in (("optimizer", "freeze_prototypes"), ("init_from", "head_warmup")):
+        length = data.get(section, {}).get(name)
+        if isinstance(length, int):
+            data[section][name] = _length(length, ratio)
+    for name, largest in LARGEST.items():
+        for head in data.get("heads", {}).values():
+            if name in head:
+                head[name] = min(head[name], largest)
+    for term in data.get("terms", {}).values():
+        if isinstance(term.get("group"), int):
+            term["group"] = min(term["group"], GROUP)
+    data["training"] = {
+        **data.get("training", {}),
+        "steps": min(steps, STEPS),
+        "global_batch": BATCH,
+        "micro_batch": "auto",
+        "workers": 0,
+        "compile": False,
+    }
+    data["evaluation"] = {"every": STEPS, "at_most": 100}
+    data["data"] = _data(data.get("data"))
+    return data
+
+
+def _length(steps: int, ratio: float) -> int:
+    return max(round(steps * ratio), 1) if steps else 0
+
+
+def _shorter(value: Any, ratio: float) -> Any:
+    """A copy with every segment of a schedule, and every refresh, shortened by `ratio`."""
+    if isinstance(value, list):
+        return [_shorter(item, ratio) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    copy = {name: _shorter(item, ratio) for name, item in value.items()}
+    segment = "end" in copy and isinstance(copy.get("steps"), int)
+    for name in ("steps",) if segment else ("first", "every") if "first" in copy else ():
+        copy[name] = _length(copy[name], ratio)
+    return copy
+
+
+def _shrink_sizes(data: dict[str, Any]) -> None:
+    """Makes the model tiny, and the views so many patches fewer that the largest has GRID of them."""
+    model = data["model"]
+    kind = model.get("kind", "vit")
+    patch: int = model.get("patch", DEFAULT_PATCH[kind])
+    smaller: int = MODELS[kind].get("patch", patch)
+    views = data.get("views", {})
+    own = [name for name, view in views.items() if not view.get("like")]
+    sets = [resolution.get("sizes", {}) for resolution in data.get("resolutions", ())]
+    sizes = [views[name].get("size", DEFAULT_SIZE) for name in own]
+    sizes += [size for one in sets for name, size in one.items() if name in own]
+    ratio: float = min(GRID * patch / max(sizes, default=DEFAULT_SIZE), 1.0)
+
+    def shrunk(size: int) -> int:
+        return max(round(size / patch * ratio), 2) * smaller
+
+    for view in views.values():
+        view["size"] = shrunk(view.get("size", DEFAULT_SIZE))
+        if "count" in view and not isinstance(view.get("blur"), list):
+            view["count"] = min(view["count"], 4)
+    for one in sets:
+        one.update({name: shrunk(size) for name, size in one.items()})
+    if model.get("position") == "learned":
+        learned = model.get("learned", {})
+        grid = max(round(learned.get("grid", DEFAULT_GRID) * ratio), 2)
+        model["learned"] = {**learned, "grid": grid}
+    model.update(MODELS[kind])
+
+
+def _data(section: Any) -> dict[str, Any]:
+    """The recipe's own data where it names some, else the photographs that need no download."""
+    section = {"source": section} if isinstance(section, str) else dict(section or {})
+    return section if section.get("source") else {**section, "source": "photos"}

@@ -1,0 +1,297 @@
+"""What a run begins from: another run's checkpoint, or a file of released weights."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from scholarch.config.schema import InitSection, Recipe
+from scholarch.errors import UserError
+from scholarch.models.features import Backbone
+from scholarch.models.positions import resample
+from scholarch.models.vit import VisionTransformer
+from scholarch.models.weights import import_backbone
+from scholarch.training.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    Checkpoints,
+    mismatches,
+    newest_whole,
+    saved_shapes,
+)
+from scholarch.training.learner import Learner
+from scholarch.training.networks import Network
+from scholarch.training.optimizer import Optimizer
+
+STAGES = "stages"
+"""Folder of a run of several stages; each in it is a run of its own, in the order of their names."""
+_WHOLE = StateDictOptions(full_state_dict=True)
+_POSITIONS = "pos_embed"
+
+
+def find(name: str, where: str) -> Checkpoint | Path:
+    """The checkpoint or file of weights that `name` stands for.
+
+    Args:
+        name: a run (its newest whole checkpoint; of several stages, the last one's), a folder
+            `step-*` of one, or a file of released weights.
+        where: key of the recipe, for the message.
+
+    Raises:
+        UserError: if there is no such thing, or nothing whole in it.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (path / MANIFEST).is_file():
+        checkpoint = Checkpoint(path, int(json.loads((path / MANIFEST).read_text())["step"]))
+        if damage := checkpoint.damage():
+            raise UserError(f"the checkpoint {path} is damaged: {damage}", where=where, fix="use another one")
+        return checkpoint
+    for folder in (*sorted((path / STAGES).glob("*"), reverse=True), path):
+        if found := newest_whole(folder / "checkpoints"):
+            return found
+    what = "has no whole checkpoint" if path.is_dir() else "does not exist"
+    raise UserError(
+        f"{name} {what}", where=where, fix="name a run's folder, or a .pth or .safetensors file of weights"
+    )
+
+
+def beginning(recipe: Recipe) -> Checkpoint | Path | None:
+    """What the recipe's `init_from` names; None where weights are drawn.
+
+    Raises:
+        UserError: as `find`, or if a stage that must come before is not given.
+    """
+    init = recipe.init_from
+    if init is None:
+        return None
+    if init.checkpoint is None:
+        raise UserError(
+            f"this recipe begins from a run of the stage before it ({init.stage})",
+            where="init_from",
+            fix="give its folder with init_from.checkpoint=RUN, or chain the stages: "
+            "scholarch pretrain --recipe FIRST --recipe SECOND",
+        )
+    return find(init.checkpoint, "init_from.checkpoint")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Tensors of a module and the keys of a checkpoint that they come from."""
+
+    module: nn.Module
+    keys: Mapping[str, str]  # name in the module -> key
+
+    def resampled(self, saved: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Names of learned positions that are of another grid."""
+        state = self.module.state_dict()
+        return [
+            name
+            for name, key in self.keys.items()
+            if name.endswith(_POSITIONS) and key in saved and saved[key] != tuple(state[name].shape)
+        ]
+
+
+Modules = Mapping[str, nn.Module]
+
+
+def transfers(
+    recipe: Recipe, student: nn.Module, teachers: Modules, terms: Modules, source: Checkpoint
+) -> list[Transfer]:
+    """What `init_from` takes from a run's checkpoint.
+
+    Teachers by name; one that the run does not have begins as the teacher that it is a snapshot `of`,
+    or else as the student. A term that the run does not have begins as new.
+    """
+    init: InitSection | None = recipe.init_from
+    assert init is not None
+    saved = saved_shapes(source)
+
+    def there(prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in saved)
+
+    own = "student" if init.student == "student" else f"teachers.{init.student}"
+    if not there(f"learner.{own}."):
+        known = sorted({key.split(".")[2] for key in saved if key.startswith("learner.teachers.")})
+        raise UserError(
+            f"there is no teacher {init.student!r} in {source.path}",
+            where="init_from.student",
+            fix=f"choose student or {', '.join(known)}",
+        )
+    origins = {"": own}
+    for name, options in recipe.teachers.items():
+        if options.weights == "frozen":
+            continue
+        candidates = [name, *([options.of] if options.weights == "snapshot" else [])]
+        origins[name] = next((f"teachers.{c}" for c in candidates if there(f"learner.teachers.{c}.")), own)
+    parts = tuple(f"{part}." for part in init.what if part != "terms")
+    found = []
+    for name, origin in origins.items():
+        module = teachers[name] if name else student
+        names = [n for n in module.state_dict() if n.startswith(parts)]
+        found.append(Transfer(module, {n: f"learner.{origin}.{n}" for n in names}))
+    if "terms" in init.what:
+        found += [
+            Transfer(term, {n: f"learner.terms.{name}.{n}" for n in term.state_dict()})
+            for name, term in terms.items()
+            if there(f"learner.terms.{name}.")
+        ]
+    return found
+
+
+def frozen_transfer(recipe: Recipe, name: str, teacher: nn.Module) -> Transfer:
+    """What a frozen teacher takes from a run's checkpoint: the teacher `of` there."""
+    origin = recipe.teachers[name].of
+    return Transfer(teacher, {n: f"learner.teachers.{origin}.{n}" for n in teacher.state_dict()})
+
+
+def check_transfers(found: list[Transfer], source: Checkpoint, where: str, resize_positions: bool) -> None:
+    """Compares names and shapes; nothing is loaded.
+
+    Raises:
+        UserError: listing the keys that are missing or of another shape.
+    """
+    saved = saved_shapes(source)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for transfer in found:
+        passed = transfer.resampled(saved) if resize_positions else []
+        state = transfer.module.state_dict()
+        wanted |= {key: tuple(state[n].shape) for n, key in transfer.keys.items() if n not in passed}
+    if lines := mismatches({key: shape for key, shape in saved.items() if key in wanted}, wanted):
+        raise UserError(
+            f"{source.path} does not fit this recipe\n{lines}",
+            where=where,
+            fix="begin from a run with the same model and heads, or take less with init_from.what=[backbone]",
+        )
+
+
+def check_file(path: Path, backbone: Backbone, where: str, resize_positions: bool = False) -> None:
+    """Compares a file of released weights with a backbone on the meta device.
+
+    Raises:
+        UserError: listing the keys that are missing, extra, misshaped or hold NaN.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is a no-op.*")  # into the meta device, as is meant
+        import_backbone(
+            backbone, read_weights(path), where=f"{where}={path}", resize_positions=resize_positions
+        )
+
+
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """Tensors of a .safetensors or .pth file, mapped from the disk where the format allows.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"this is no file of weights: {reason}", where=str(path), fix="give a .pth or .safetensors file"
+        ) from None
+    if not isinstance(found, Mapping):
+        raise UserError("there are no named tensors in this file", where=str(path))
+    return found
+
+
+def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: Checkpoints) -> int:
+    """Fills a new run's networks as `init_from` says; all ranks take part.
+
+    Returns:
+        the finished steps: 0, or those of the checkpoint where `continue` is set.
+
+    Raises:
+        UserError: if it does not fit.
+    """
+    source, init = beginning(recipe), recipe.init_from
+    if source is None or init is None:
+        return 0
+    moving = {name: t for name, t in learner.teachers.items() if name not in learner.frozen}
+    if isinstance(source, Path):
+        for network in (learner.student, *moving.values()):
+            _fill_backbone(network, recipe.model, source, init.resize_positions)
+        return 0
+    found = transfers(recipe, learner.student, moving, dict(learner.terms.items()), source)
+    check_transfers(found, source, "init_from.checkpoint", init.resize_positions)
+    for transfer in found:
+        _carry_out(transfer, source)
+    if not init.goes_on:
+        return 0
+    checkpoints.load_optimizer(source, learner, optimizer)
+    return source.step
+
+
+def load_frozen(recipe: Recipe, learner: Learner) -> None:
+    """Fills the frozen teachers from their own checkpoints; all ranks take part.
+
+    Raises:
+        UserError: if one is not there, or does not fit.
+    """
+    for name, where, path in frozen_sources(recipe):
+        source, teacher = find(path, where), learner.teachers[name]
+        if isinstance(source, Path):
+            _fill_backbone(teacher, recipe.model, source, False)
+        else:
+            _carry_out(frozen_transfer(recipe, name, teacher), source)
+
+
+def frozen_sources(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(teacher, key of the recipe, checkpoint) of each frozen teacher."""
+    for name, options in recipe.teachers.items():
+        if options.checkpoint is not None:
+            yield name, f"teachers.{name}.checkpoint", options.checkpoint
+
+
+def _fill_backbone(network: nn.Module, options: Any, path: Path, resize_positions: bool) -> None:
+    from scholarch.models import build_backbone
+
+    assert isinstance(network, Network)
+    whole = build_backbone(options)
+    import_backbone(whole, read_weights(path), where=str(path), resize_positions=resize_positions)
+    set_model_state_dict(network.backbone, whole.state_dict(), options=_WHOLE)
+
+
+def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
+    """Loads one module's tensors, in shards where it is sharded."""
+    saved = saved_shapes(source)
+    state = transfer.module.state_dict()
+    other_grid = transfer.resampled(saved)
+    tensors: dict[str, Any] = {
+        key.removeprefix("learner."): torch.empty(saved[key], dtype=state[name].dtype)
+        if name in other_grid
+        else state[name]
+        for name, key in transfer.keys.items()
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load({"learner": tensors}, checkpoint_id=source.path, no_dist=not dist.is_initialized())
+    state |= {name: tensors[key.removeprefix("learner.")] for name, key in transfer.keys.items()}
+    resized: dict[str, Any] = {}
+    for name in other_grid:
+        backbone = transfer.module.get_submodule(name.rpartition(".")[0])
+        assert isinstance(backbone, VisionTransformer)
+        learned = backbone.options.learned
+        resized[name] = resample(state.pop(name), learned.grid, learned.grid, learned.interpolation)
+    transfer.module.load_state_dict(state, strict=not resized)
+    if resized:
+        set_model_state_dict(
+            transfer.module, resized, options=StateDictOptions(full_state_dict=True, strict=False)
+        )

@@ -1,0 +1,51 @@
+"""The plan of a run on a cluster that is not here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from scholarch.cli import main
+from scholarch.training.assemble import build_networks, build_terms
+from scholarch.training.estimate import memory, term_parameters, traffic
+from scholarch.training.layout import Layout
+from tiny_training import tiny_recipe
+
+
+def test_the_largest_model_on_256_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters as reference.md 1.1 has them; nothing is allocated for them."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    words = ("plan", "pretrain", "--recipe", "dinov3/vit7b16", "--gpus", "256", "--gpu-memory", "80")
+    assert main([*words]) == 0
+    text = capsys.readouterr().out
+    (backbone,) = re.findall(r"student backbone +([\d,]+)", text)
+    assert int(backbone.replace(",", "")) == pytest.approx(6_716e6, rel=1e-3)
+    assert re.search(r"memory on a GPU +about \d+\.\d GiB", text)
+    assert re.search(r"received by a GPU in a step +about \d+\.\d GiB", text)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB; the model has 27 GB
+    assert main([*words[:-1], "1"]) == 2
+    assert "do not fit" in capsys.readouterr().err
+
+
+def test_memory_and_traffic_by_hand() -> None:
+    recipe = tiny_recipe("training.precision=bf16", "training.global_batch=8")
+    terms = build_terms(recipe)
+    student, teachers = build_networks(recipe, terms)
+    assert term_parameters(recipe, terms, student) == 0
+    assert {p.device for p in student.parameters()} == {torch.device("meta")}
+    count = sum(p.numel() for p in student.parameters())
+    held = sum(p.numel() for p in teachers["ema"].parameters())
+    parts = memory(recipe, student, [teachers["ema"]], terms, Layout(8, 2), 4)
+    assert parts["weights"] == (count + held) * 4 // 4
+    assert parts["optimizer"] == 2 * parts["gradients"] == 2 * count
+    # One picture: 2 global crops of 4 x 4 patches, 2 local ones of 2 x 2, and their CLS tokens.
+    assert parts["activations"] == (2 * 17 + 2 * 5) * 24 * 18 * 2 * 2
+    # iBOT: half of the crops, 10 to 50 % of the patches: 2 x 16 x 0.5 x 0.3, rounded up, of 10 prototypes.
+    assert parts["logits"] == 4 * 4 * ((2 + 2) * 12 + 5 * 10)
+    moved = traffic(recipe, student, [teachers["ema"]], Layout(8, 2), 4)
+    assert moved.gathered == 2 * (2 * count * 2 * 3 // 4)
+    assert moved.teachers == 2 * held * 2 * 3 // 4
+    assert moved.reduced == 2 * count * 4 * 3 // 4

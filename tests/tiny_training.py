@@ -13,11 +13,11 @@ from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.draws import torch_generator
 from scholarch.training import autos
-from scholarch.training.assemble import allocate_term, build_networks, build_terms, build_trainer
+from scholarch.training.assemble import build_learner, build_trainer
 from scholarch.training.checkpoint import newest_whole
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
-from scholarch.training.networks import Execution, materialise
+from scholarch.training.networks import Execution
 from scholarch.training.observe import Observer
 from scholarch.training.preflight import check_batch
 from scholarch.training.recipe import load_recipe, recipe_from
@@ -107,17 +107,8 @@ def random_pictures(step: int = 0, batch: int = 8, dtype: torch.dtype = torch.fl
 
 
 def tiny_learner(recipe: Recipe, group: ProcessGroup | None = None, precision: str = "fp64") -> Learner:
-    """As `assemble.build_learner`, unsharded and on the CPU."""
-    terms = build_terms(recipe)
-    student, teachers = build_networks(recipe, terms)
-    how = Execution(device=torch.device("cpu"), precision=precision)
-    materialise(student, how, recipe.seed, trained=True)
-    for teacher in teachers.values():
-        materialise(teacher, how, recipe.seed, trained=False)
-    for term in terms.values():
-        allocate_term(term, recipe, student, how)
-    sees = {name: options.sees for name, options in recipe.teachers.items()}
-    return Learner(student, teachers, sees, terms, seed=recipe.seed, group=group)
+    """Unsharded and on the CPU, where torch.distributed is not needed."""
+    return build_learner(recipe, Execution(device=torch.device("cpu"), precision=precision), group)
 
 
 class Kept:

@@ -5,6 +5,8 @@ from __future__ import annotations
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
+EXIT_KILLED = 130
+"""A second Ctrl-C: 128 + SIGINT, as shells have it."""
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: interrupted, saved, and resumable by the same command."""
 

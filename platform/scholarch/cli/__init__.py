@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scholarch import __version__
-from scholarch.errors import EXIT_DONE, RunFailed, UserError
+from scholarch.errors import EXIT_DONE, EXIT_KILLED, RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every process of a run meets the same mistake; the launcher shows one of them.
         print(f"scholarch: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("scholarch: stopped at once; the last checkpoint stands", file=sys.stderr)
+        return EXIT_KILLED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -151,7 +152,9 @@ def _asked_recipe(request: Request) -> Recipe:
 
 def new_run(recipe: Recipe) -> Path:
     """A folder's name for a run that was given none."""
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # The launcher's time, so that a worker that it starts again finds the run.
+    started = os.environ.get("SCHOLARCH_STARTED") or time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{started}"
 
 
 def _resolve_on_first(recipe: Recipe, split: Split, world: World) -> tuple[dict[str, Any], ScanReport] | None:

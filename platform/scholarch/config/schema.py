@@ -185,7 +185,7 @@ class EvaluationSection(Section):
     neighbours: int = Field(20, ge=1, description="k of the k-NN vote (reference.md section 9.1)")
     temperature: float = Field(0.07, gt=0)
     size: Annotated[int, Field(ge=1)] | Auto = "auto"
-    at_most: int = Field(10_000, ge=2, description="pictures of each split that are embedded")
+    at_most: int = Field(2_000, ge=2, description="pictures of each split that are embedded, and held")
 
 
 class Recipe(Section):

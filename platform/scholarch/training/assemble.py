@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import ProcessGroup
 
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
@@ -73,11 +74,10 @@ def execution(recipe: Recipe, world: World) -> Execution:
     )
 
 
-def build_learner(recipe: Recipe, world: World) -> Learner:
+def build_learner(recipe: Recipe, how: Execution, group: ProcessGroup | None) -> Learner:
     """Student, teachers (equal to the student at the start) and terms, with memory and shards."""
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
-    how = execution(recipe, world)
     materialise(student, how, recipe.seed, trained=True)
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
@@ -90,7 +90,7 @@ def build_learner(recipe: Recipe, world: World) -> Learner:
         terms,
         frozen=[name for name, options in recipe.teachers.items() if options.weights == "frozen"],
         seed=recipe.seed,
-        group=world.group,
+        group=group,
     )
 
 
@@ -156,8 +156,8 @@ class Loading:
     def __init__(self, recipe: Recipe, dataset: StreamDataset, layout: Layout, world: World) -> None:
         self.recipe, self.dataset, self.layout, self.world = recipe, dataset, layout, world
 
-    def __call__(self, start: int) -> Iterable[Sequence[MicroBatch]]:
-        return StepLoader(
+    def __call__(self, start: int) -> Generator[Sequence[MicroBatch], None, None]:
+        yield from StepLoader(
             self.dataset,
             start_step=start,
             end_step=self.recipe.training.steps,
@@ -186,7 +186,7 @@ def build_trainer(
         checkpoints: folder for them.
         observers: told on rank 0.
     """
-    learner = build_learner(recipe, world)
+    learner = build_learner(recipe, execution(recipe, world), world.group)
     training = recipe.training
     optimizer = Optimizer(
         learner.student,

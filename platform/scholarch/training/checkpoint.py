@@ -133,7 +133,8 @@ class Checkpoints:
         final = self.folder / f"step-{step:09d}"
         partial = self.folder / f".{final.name}.partial"
         if self.world.first:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left_over in self.folder.glob(".step-*.partial"):  # of a process that was killed
+                shutil.rmtree(left_over)
             partial.mkdir(parents=True)
         self.world.barrier()
         state = {"learner": _learner_state(learner), **_optimizer_state(learner, optimizer)}

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def launch(request: Launch) -> int:
     """Runs the workers of this node to their end; returns the exit code that tells how they ended."""
     # A store shared between rounds kills every agent when a node joins again (measured).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Names the run folder where none is given: the same when workers are started again.
+    os.environ.setdefault("SCHOLARCH_STARTED", time.strftime("%Y%m%d-%H%M%S"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // request.processes)))
     if "LOGLEVEL" not in os.environ:  # torch's warnings repeat what the agent says
         logging.getLogger("torch.distributed.elastic").propagate = False

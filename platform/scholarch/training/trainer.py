@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -30,8 +30,8 @@ from scholarch.training.observe import Observer, Outcome
 from scholarch.training.optimizer import Optimizer, finite_or_names
 from scholarch.training.teachers import Teachers
 
-Loader = Callable[[int], Iterable[Sequence[MicroBatch]]]
-"""Batches of this rank from a step on, one list of micro-batches for each step."""
+Loader = Callable[[int], Generator[Sequence[MicroBatch], None, None]]
+"""Batches of this rank from a step on, one list of micro-batches for each step; closing it ends its workers."""
 Probe = Callable[[int, StepValues], Mapping[str, float]]
 """Measured before the first step, every so often and at the end, given the finished steps and the last
 step's values; all ranks take part and get the same metrics."""
@@ -141,8 +141,7 @@ class Trainer:
         if start == 0:
             self._tell({"step": 0, "time": time.time(), **self._probed(0, StepValues())})
         self.learner.train()
-        with self.stop.listening():
-            batches = iter(self.loader(start))
+        with self.stop.listening(), closing(self.loader(start)) as batches:
             while finished < steps:
                 began = time.perf_counter()
                 batch = next(batches)

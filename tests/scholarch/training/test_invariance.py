@@ -47,8 +47,13 @@ def test_fp32_losses_begin_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.gloo
 def test_bf16_trains_on_two_processes(tmp_path: Path) -> None:
-    """Parameters in bf16, reduction in fp32; a run that stays finite and begins near fp32."""
-    one = losses(1, tmp_path / "1", "training.precision=fp32")
-    two = losses(2, tmp_path / "2", "training.precision=bf16")
+    """Parameters in bf16, reduction in fp32: the first loss is fp32's but for rounding, and training lowers it.
+
+    Frozen prototype lengths are a buffer, which FSDP2 does not cast: both heads have them here.
+    """
+    frozen = ("heads.dino.weight_norm=frozen", "heads.ibot.weight_norm=frozen")
+    one = losses(1, tmp_path / "1", "training.precision=fp32", *frozen)
+    two = losses(2, tmp_path / "2", "training.precision=bf16", *frozen)
     assert all(math.isfinite(value) for value in two)
-    assert largest_difference(one[:10], two[:10]) < 0.05
+    assert two[0] == pytest.approx(one[0], rel=5e-3)
+    assert two[-1] < 0.9 * two[0]

@@ -62,7 +62,7 @@ def table(recipe: Recipe, gpus: int, gpu_memory: int) -> tuple[list[str], int]:
     from scholarch.storage.local import readable_size
     from scholarch.training.assemble import build_networks, build_terms
     from scholarch.training.estimate import checkpoint_bytes, memory, numel, term_parameters, traffic
-    from scholarch.training.preflight import check_views
+    from scholarch.training.preflight import check_views, saved_teachers
 
     precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
     recipe = recipe.model_copy(
@@ -80,7 +80,7 @@ def table(recipe: Recipe, gpus: int, gpu_memory: int) -> tuple[list[str], int]:
     layout = _layout(recipe, gpus, lambda found: needs(found) <= USABLE * gpu_memory)
     parts = memory(recipe, student, teachers, terms, layout, gpus)
     moved = traffic(recipe, student, teachers, layout, gpus)
-    saved = [network for name, network in networks.items() if recipe.teachers[name].weights != "frozen"]
+    saved = saved_teachers(recipe, networks)
     share = -(-layout.global_batch // layout.micro_batches // gpus)
     steps, batch = recipe.training.steps, recipe.training.global_batch
     rows = [

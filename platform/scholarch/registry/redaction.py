@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from scholarch.config import resolve
+
 REDACTED = "[redacted]"
 
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -37,15 +39,9 @@ def redact(value: Any, key: str = "") -> Any:
     return redact_text(value) if isinstance(value, str) else value
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
     """Dotted keys to text, as MLflow's parameters want them; a list is one value, as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{key}."))
-        elif isinstance(value, (list, tuple, Mapping)):
-            flat[key] = json.dumps(value, default=str)
-        else:
-            flat[key] = str(value)
-    return flat
+    return {
+        key: json.dumps(value, default=str) if isinstance(value, (list, tuple, Mapping)) else str(value)
+        for key, value in resolve.flatten(tree).items()
+    }

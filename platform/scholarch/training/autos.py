@@ -12,10 +12,8 @@ import torch
 from scholarch.config.schema import DataSection, Recipe, settled
 from scholarch.data.source import Source
 from scholarch.data.statistics import scan
+from scholarch.data.views import IMAGENET_MEAN, IMAGENET_STD
 from scholarch.errors import UserError
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Normalisation of web pictures (reference.md section 1.4)."""
 
 
 def resolve(recipe: Recipe, source: Source, *, world_size: int, local_size: int) -> Recipe:
@@ -84,9 +82,9 @@ def _data(recipe: Recipe, source: Source) -> DataSection:
         mean = report.mean if mean == "auto" else mean
         std = report.std if std == "auto" else std
     if mean == "imagenet":
-        mean = IMAGENET["mean"]
+        mean = IMAGENET_MEAN
     if std == "imagenet":
-        std = IMAGENET["std"]
+        std = IMAGENET_STD
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(

@@ -17,7 +17,7 @@ from scholarch.storage.local import check_free, check_writable, readable_size
 from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
 from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
-from scholarch.training.estimate import checkpoint_bytes, memory, term_parameters
+from scholarch.training.estimate import checkpoint_bytes, memory, numel, term_parameters
 from scholarch.training.initial import (
     beginning,
     check_file,
@@ -73,7 +73,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         raise UserError(str(error), where="teachers") from None
     own = term_parameters(recipe, terms, student)
     sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
-    checkpoint = checkpoint_bytes(recipe, student, _saved(recipe, teachers), own)
+    checkpoint = checkpoint_bytes(recipe, student, saved_teachers(recipe, teachers), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
@@ -102,7 +102,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     return Preflight(rows, _warnings(recipe, look), layout)
 
 
-def _saved(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
+def saved_teachers(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
     """Teachers that are in checkpoints."""
     return [teacher for name, teacher in teachers.items() if recipe.teachers[name].weights != "frozen"]
 
@@ -238,7 +238,7 @@ def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
 
 
 def _count(module: torch.nn.Module) -> str:
-    count = sum(p.numel() for p in module.parameters())
+    count = numel(module)
     for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= limit:
             return f"{count / limit:.1f}{unit}"

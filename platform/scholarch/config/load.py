@@ -112,6 +112,9 @@ def read_recipe(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     return {**data, "name": found.name}
 
 
+_PATH = re.compile(r"data(\.source|\.sources\.\w+\.source)?")
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` as {a: {b: value}}, the value read as YAML.
 
@@ -123,7 +126,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"{text!r} is no override", fix="write key.path=value, such as training.steps=500")
     try:
         # A path may hold characters that YAML reads as something else.
-        nested: Any = value if key in ("data", "data.source") else parse_yaml(value)
+        nested: Any = value if _PATH.fullmatch(key) else parse_yaml(value)
     except yaml.YAMLError:
         nested = value
     first, *rest = key.split(".")
@@ -136,7 +139,7 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """`data` with overrides laid over it in order.
 
     `data=PATH` replaces the whole section, whose other values describe the pictures that were named
-    there; in a recipe that names none, it names them.
+    there; in a recipe that names none, it names them. `data.sources.NAME.source=PATH` adds a data set.
 
     Raises:
         UserError: if one is not of the form key.path=value.
@@ -146,7 +149,8 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         change = parse_override(text)
         if isinstance(change.get("data"), str):
             section = result.get("data")
-            kept = section if isinstance(section, Mapping) and not section.get("source") else {}
+            section = section if isinstance(section, Mapping) else {"source": section}
+            kept = {} if section.get("source") or section.get("sources") else section
             result["data"] = {**kept, "source": change["data"]}
         else:
             result = merge(result, change)

@@ -124,9 +124,7 @@ class StreamDataset(Dataset[MicroBatch]):
                 return candidate, to_channels(picture, channels, self.source.name(candidate))
             except BrokenPicture as problem:
                 broken.append(str(problem))
-        raise RuntimeError(
-            f"{len(broken) - before} pictures in a row cannot be used; the last: {broken[-1]}"
-        )
+        raise RuntimeError(f"{len(broken) - before} pictures in a row cannot be used; the last: {broken[-1]}")
 
     def _mask(self, mask: ViewMask, cut: Cut, step: int, positions: np.ndarray) -> Tensor:
         crops, batch = cut.crops.views[mask.view].crops, self.stream.global_batch

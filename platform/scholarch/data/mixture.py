@@ -48,6 +48,11 @@ class Mixture:
         return None
 
     @property
+    def starts(self) -> list[int]:
+        """Number of each data set's first picture."""
+        return [0, *self._ends[:-1].tolist()]
+
+    @property
     def shares(self) -> list[float]:
         """Expected share of each data set in all samples; they add up to 1."""
         total = sum(part.weight for part in self.parts) or 1.0
@@ -59,7 +64,7 @@ class Mixture:
 
     def _place(self, index: int) -> tuple[Part, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[number], index - int(self._ends[number - 1] if number else 0)
+        return self.parts[number], index - self.starts[number]
 
     def read(self, index: int) -> Tensor:
         part, within = self._place(index)

@@ -111,8 +111,10 @@ def _width(recipe: Recipe, student: Network, output: Output) -> int:
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
     """Crops and masks of every step over `source`."""
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
+    patch = recipe.model.patch
     cuts = [
-        Cut(MultiCrop(views, mean, std), _masks(recipe, views), ratio) for ratio, views in view_sets(recipe)
+        Cut(MultiCrop(views, mean, std, patch), _masks(recipe, views), ratio)
+        for ratio, views in view_sets(recipe)
     ]
     stream = stream_of(source, recipe.training.global_batch, recipe.seed)
     return StreamDataset(source, stream, *cuts)

@@ -16,7 +16,7 @@ from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
-from scholarch.data.catalog import open_source
+from scholarch.data.catalog import BUILTIN, open_source
 from scholarch.data.mixture import Mixture, Part
 from scholarch.data.source import Source
 from scholarch.data.split import Subset, holdout
@@ -168,7 +168,7 @@ def data_of(recipe: Recipe, split: Split) -> tuple[Data, ...]:
 def _data_of(name: str, address: str, source: Source, counts: Mapping[str, int | float]) -> Data:
     return Data(
         name=name,
-        source=address if "/" in address else f"builtin:{address}",
+        source=f"builtin:{address}" if address in BUILTIN else address,
         fingerprint=source.fingerprint(),
         counts={"pictures": len(source), **counts},
     )

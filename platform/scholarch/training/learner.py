@@ -22,7 +22,7 @@ from scholarch.training.networks import Network
 class Pictures(Protocol):
     """What the learner reads of a micro-batch (scholarch.data.loader.MicroBatch)."""
 
-    views: dict[str, Tensor]  # [V, b, C, H, W]
+    views: dict[str, Tensor]  # [V, b, C, H, W]; "VIEW/teacher" where teachers are shown something else
     masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
     positions: Tensor  # [b]
 
@@ -202,6 +202,8 @@ class Learner(nn.Module):
         views = []
         for name in names:
             images = batch.views[name]  # [V, b, C, H, W]
+            if network is not self.student:
+                images = batch.views.get(f"{name}/teacher", images)
             count = images.shape[0]
             masks = batch.masks.get(name) if masked else None
             predict = share.predicted.get(name) if masked else None

@@ -299,6 +299,10 @@ class CapiViT(Backbone):
         normal_(self.register_tokens, 0.02, generator)
         normal_(self.mask_token, 0.02, generator)
 
+    def in_order(self) -> Sequence[nn.Module]:
+        """The encoder's blocks."""
+        return list(self.blocks)[: self.depth]
+
     def forward(self, views: list[Views], draws: Draws | None = None) -> list[Features]:
         """See Backbone; `predict` of the views says where the predictor predicts."""
         return [self._features(group, draws) for group in views]

@@ -81,7 +81,7 @@ def kept_rows(
     if draws is None:
         raise ValueError("training with stochastic depth needs `draws`")
     total = _total(views)
-    rows = np.arange(views.images.shape[0]) if views.rows is None else views.rows.cpu().numpy()
+    rows = np.arange(views.images.shape[0]) if views.rows is None else views.rows.numpy()
     return [
         np.flatnonzero(_chosen(draws, total, rate, form, views.name, block, branch)[rows])
         for block, rate in enumerate(rates)

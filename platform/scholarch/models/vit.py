@@ -239,6 +239,8 @@ class VisionTransformer(Backbone):
     def last_attention(self, images: Tensor) -> LastAttention:
         """Attention of CLS, and queries, keys and values, in the last block. [B, C, H, W] pictures.
 
+        Not under FSDP2: the last block does not run as a whole.
+
         Raises:
             UserError: as `forward`.
         """

@@ -16,6 +16,7 @@ from scholarch.models.positions import LearnedPositionOptions
 from scholarch.models.rope import RopeOptions, Rotation
 from scholarch.models.vit import VisionTransformer
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 DRAWS = Draws(3, 5)
 MODELS: dict[str, dict[str, Any]] = {
@@ -170,7 +171,7 @@ def test_compiled_blocks_meet_few_shapes() -> None:
     """Rows that a rank keeps change with every step; blocks share what is compiled."""
     model, plain = (tiny_vit(stochastic_depth=0.5, depth=4).train() for _ in range(2))
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     for block in model.blocks:
         block.compile(backend=counter)
     compiled = []
@@ -183,5 +184,5 @@ def test_compiled_blocks_meet_few_shapes() -> None:
         for ours, theirs in zip(model(views, draws), plain(views, draws), strict=True):
             torch.testing.assert_close(ours.patches, theirs.patches)
         compiled.append(counter.frame_count)
-    assert compiled[-1] <= 3
+    assert compiled[-1] <= 4
     assert compiled[-1] == compiled[1]

@@ -83,6 +83,7 @@ class Pictures:
     views: dict[str, Tensor]
     masks: dict[str, Tensor]
     positions: Tensor = field(default_factory=lambda: torch.arange(8))
+    places: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, positions: Sequence[int]) -> Pictures:
         """The samples at some positions."""

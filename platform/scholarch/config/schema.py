@@ -217,7 +217,9 @@ class TrainingSection(Section):
     micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="what of each block is computed again; selective keeps products and attention"
+    )
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
     keep_checkpoints: int = Field(3, ge=1)

@@ -99,9 +99,11 @@ class StreamDataset(Dataset[MicroBatch]):
             ids[row], picture = self._read(int(ids[row]), cut.crops.channels, broken)
             upscaled += min(picture.shape[1:]) < cut.crops.largest
             cut.crops.fill(views, row, picture, self.stream.seed, step, position)
+        masks = {name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()}
         return MicroBatch(
             views=views,
-            masks={name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()},
+            masks=masks,
+            places={name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()},
             positions=torch.from_numpy(positions.copy()),
             sample_ids=torch.from_numpy(ids),
             broken=broken,

@@ -214,7 +214,7 @@ def _check_memory(sizes: dict[str, int], world: World) -> None:
         raise UserError(
             f"needs about {readable_size(needed)} a process ({parts}) and {readable_size(available)} is free",
             where="memory",
-            fix="lower training.micro_batch, set training.activation_checkpointing=true, or use more processes",
+            fix="lower training.micro_batch, set training.activation_checkpointing=full, or use more processes",
         )
 
 

@@ -107,6 +107,7 @@ class Pod:
         exit_code: of its container; None while it runs, or where it never did.
         disrupted: the cluster took it away: preemption, drain, taint, a lost node.
         message: its termination message, as the launcher wrote it.
+        gone_by: when it is to have ended at the latest; None while nobody asked it to.
     """
 
     name: str
@@ -119,7 +120,7 @@ class Pod:
     disrupted: bool = False
     message: str = ""
     ended: datetime | None = None
-    deleting: bool = False
+    gone_by: datetime | None = None
 
     @classmethod
     def parse(cls, run: str, body: Body) -> Pod | None:
@@ -146,17 +147,17 @@ class Pod:
             ),
             message=(ended.get("message") or "").strip(),
             ended=time_of(ended.get("finishedAt")),
-            deleting="deletionTimestamp" in meta,
+            gone_by=time_of(meta.get("deletionTimestamp")),
         )
 
     @property
     def running(self) -> bool:
         """Whether it does its part and is not on its way out."""
-        return self.phase == "Running" and not self.deleting
+        return self.phase == "Running" and self.gone_by is None
 
     @property
     def over(self) -> bool:
-        """Whether it holds nothing any more."""
+        """Whether its containers have ended."""
         return self.phase in ("Succeeded", "Failed")
 
     @property
@@ -193,6 +194,7 @@ class Progress(BaseModel):
     slowest_rank: int | None = None
     world_size: int = 0
     checkpoint: str | int | None = None
+    mlflow_url: str = ""
     time: datetime
     """ISO 8601, or seconds since 1970."""
 
@@ -209,6 +211,7 @@ class Observed:
     Attributes:
         progress: None: the run has written none.
         progress_known: False: the store did not answer, so that nothing follows from a missing progress.
+        missing_api: what the run's gang needs and the cluster does not serve; empty where nothing is missing.
     """
 
     now: datetime
@@ -216,6 +219,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     progress: Progress | None = None
     progress_known: bool = True
+    missing_api: str = ""
 
     @classmethod
     def parse(
@@ -227,6 +231,7 @@ class Observed:
         *,
         now: datetime,
         progress_known: bool = True,
+        missing_api: str = "",
     ) -> Observed:
         """From the objects of the API server that carry the run's label."""
         found_jobs = [job for body in jobs if (job := Job.parse(run.name, body)) is not None]
@@ -237,6 +242,7 @@ class Observed:
             pods=tuple(sorted(found_pods, key=lambda pod: (pod.attempt, pod.index, pod.name))),
             progress=progress,
             progress_known=progress_known,
+            missing_api=missing_api,
         )
 
     def job(self, attempt: int) -> Job | None:

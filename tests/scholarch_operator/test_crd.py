@@ -26,7 +26,9 @@ def changed(change: dict[str, Any]) -> dict[str, Any]:
 
 def test_file_in_the_chart_is_the_generated_one() -> None:
     path = ROOT / "charts/scholarch/templates/crds/trainingruns.yaml"
-    assert path.read_text() == crd.template(), "python -m scholarch_operator.crd charts/scholarch/templates/crds"
+    assert path.read_text() == crd.template(), (
+        "python -m scholarch_operator.crd charts/scholarch/templates/crds"
+    )
 
 
 @pytest.mark.parametrize("case", TABLE["invalid"], ids=lambda case: case["name"])

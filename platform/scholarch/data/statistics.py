@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from scholarch.data.decode import to_channels
+from scholarch.data.moments import mean_and_std, moments
 from scholarch.data.source import BrokenPicture, Source
 from scholarch.data.stream import Permutation
 from scholarch.errors import UserError
-
-_SMALLEST_STD = 1 / 255
-"""A channel that never changes would else divide by zero."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,9 @@ def _look(source: Source, index: int, channels: int | None) -> _Look | BrokenPic
         found, side = picture.shape[0], int(min(picture.shape[1:]))
         if channels is None:
             return _Look(side, found, None)
-        values = to_channels(picture, channels, source.name(index)).reshape(channels, -1).numpy()
+        return _Look(side, found, moments(to_channels(picture, channels, source.name(index))))
     except BrokenPicture as broken:
         return broken
-    if values.dtype == np.uint8:
-        # Exact and quick: 256 counts in place of all pixels in float64.
-        counts = np.stack([np.bincount(channel, minlength=256) for channel in values]) / values.shape[1]
-        levels = np.arange(256) / 255
-        return _Look(side, found, (counts @ levels, counts @ levels**2))
-    return _Look(side, found, (values.mean(1, dtype=np.float64), np.square(values, dtype=np.float64).mean(1)))
 
 
 def _looks(
@@ -107,6 +99,8 @@ def scan(
 ) -> ScanReport:
     """Decodes pictures of `source` and reports what is found; the same for any number of threads.
 
+    Packed pictures were all looked at when they were packed, and are not read again.
+
     Args:
         channels: as the recipe wants; a picture that cannot be brought to it counts as broken. None:
             any number, and no mean and std.
@@ -114,6 +108,8 @@ def scan(
         at_most: pictures that are checked; None: all.
         threads: None: up to 8, one for each core.
     """
+    if (known := already_scanned(source, channels)) is not None:
+        return known
     total = len(source)
     count = total if at_most is None else min(total, at_most)
     indices = np.arange(count)
@@ -122,7 +118,7 @@ def scan(
     sides: Counter[int] = Counter()
     seen: Counter[int] = Counter()
     broken: list[str] = []
-    moments: list[tuple[np.ndarray, np.ndarray]] = []
+    measured: list[tuple[np.ndarray, np.ndarray]] = []
     for look in _looks(source, indices, channels, threads or min(8, os.cpu_count() or 1)):
         if isinstance(look, BrokenPicture):
             broken.append(str(look))
@@ -130,14 +126,17 @@ def scan(
         sides[look.side] += 1
         seen[look.channels] += 1
         if look.moments is not None:
-            moments.append(look.moments)
+            measured.append(look.moments)
     mean = std = None
-    if moments:
-        first, second = np.mean(moments, axis=0)
-        spread = np.sqrt(np.maximum(second - first**2, 0))
-        mean = tuple(float(value) for value in first)
-        std = tuple(float(value) for value in np.maximum(spread, _SMALLEST_STD))
+    if measured:
+        mean, std = mean_and_std(*np.mean(measured, axis=0))
     return ScanReport(total, count, broken, dict(sides), dict(seen), mean, std)
+
+
+def already_scanned(source: Source, channels: int | None) -> ScanReport | None:
+    """What a source, or the one that it is a part of, knows of its pictures; None if nothing."""
+    ask: Callable[[int | None], ScanReport | None] | None = getattr(source, "scanned", None)
+    return None if ask is None else ask(channels)
 
 
 def channel_statistics(

@@ -1,6 +1,6 @@
 """Packs pictures into shards by several processes, and goes on where a killed pack ended.
 
-What is finished lies in the target under `packing/` until the manifest is written: the plan, and
+What is finished lies in the target as `packing-*` until the manifest is written: the plan, and
 for each shard what the index needs of it, written after the shard.
 """
 
@@ -22,14 +22,13 @@ import numpy as np
 from scholarch import __version__
 from scholarch.data.index import INDEX, MANIFEST, NAMES
 from scholarch.data.manifest import FilePart, Lineage, Manifest, Moments, ShardPart, read_manifest
-from scholarch.data.moments import mean_and_std
 from scholarch.data.packing.listing import Input
 from scholarch.data.packing.shard import Packed, make_shard
 from scholarch.data.source import listing_fingerprint
 from scholarch.errors import UserError
 from scholarch.storage.objects import Objects
 
-STATE = "packing/"
+STATE = "packing-"
 _PLAN = f"{STATE}plan.json"
 
 Progress = Callable[[int, int, int], None]
@@ -251,6 +250,6 @@ def _moments(parts: Sequence[Packed]) -> dict[int, Moments]:
         count = sum(n for n, _, _ in mine)
         first = np.sum([f for _, f, _ in mine], axis=0) / count
         second = np.sum([s for _, _, s in mine], axis=0) / count
-        mean, std = mean_and_std(first, second)
-        found[channels] = Moments(pictures=count, mean=mean, std=std)
+        std = np.sqrt(np.maximum(second - first**2, 0))
+        found[channels] = Moments(pictures=count, mean=tuple(first.tolist()), std=tuple(std.tolist()))
     return found

@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,10 +30,12 @@ BATCH = 100
 SEED = 7
 RATED = 2000
 """Pictures read for a speed."""
+SHARD_SHARE = 12
+"""Bytes of a shard for each picture of the whole: about a hundred shards."""
 
 
-def stream(rank: int, world: int, address: str, pictures: int, workers: int, to: Path) -> None:
-    """One process of a pass: its share of every step, its ids in a file."""
+def stream(rank: int, world: int, address: str, pictures: int, to: Path) -> None:
+    """One process of a pass: its share of every step, its ids and its time in a file."""
     from scholarch.data.catalog import open_source
     from scholarch.data.loader import Cut, StepLoader, StreamDataset
     from scholarch.data.options import ViewOptions
@@ -45,10 +48,10 @@ def stream(rank: int, world: int, address: str, pictures: int, workers: int, to:
         SampleStream(pictures, BATCH, SEED),
         Cut(MultiCrop({"global": options}, (0.5,) * 3, (0.25,) * 3)),
     )
-    loader = StepLoader(
-        data, start_step=0, end_step=pictures // BATCH, rank=rank, world=world, workers=workers
-    )
-    np.save(to, np.concatenate([batch.sample_ids.numpy() for (batch,) in loader]))
+    loader = StepLoader(data, start_step=0, end_step=pictures // BATCH, rank=rank, world=world)
+    began = time.monotonic()
+    ids = np.concatenate([batch.sample_ids.numpy() for (batch,) in loader])
+    np.savez(to, ids=ids, seconds=time.monotonic() - began)
 
 
 @contextmanager
@@ -75,25 +78,24 @@ def watched(folder: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-def one_pass(address: str, pictures: int, world: int, workers: int, folder: Path) -> float:
-    """Seconds of a pass; fails unless every picture came exactly once."""
-    began = time.monotonic()
+def one_pass(address: str, pictures: int, world: int, folder: Path) -> float:
+    """Seconds of a pass, without the start of the processes; fails unless every picture came exactly once."""
     context = multiprocessing.get_context("spawn")
+    files = [folder / f"{rank}.npz" for rank in range(world)]
     ranks = [
-        context.Process(target=stream, args=(rank, world, address, pictures, workers, folder / f"{rank}.npy"))
-        for rank in range(world)
+        context.Process(target=stream, args=(rank, world, address, pictures, file))
+        for rank, file in enumerate(files)
     ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    seconds = time.monotonic() - began
     if any(rank.exitcode for rank in ranks):
         sys.exit("a process failed")
-    ids = np.concatenate([np.load(folder / f"{rank}.npy") for rank in range(world)])
-    if not np.array_equal(np.sort(ids), np.arange(pictures)):
+    found = [np.load(file) for file in files]
+    if not np.array_equal(np.sort(np.concatenate([part["ids"] for part in found])), np.arange(pictures)):
         sys.exit(f"{world} processes: the ids are not every picture once")
-    return seconds
+    return max(float(part["seconds"]) for part in found)
 
 
 def speed(address: str, decoded: bool, ahead: bool) -> float:
@@ -170,7 +172,7 @@ def measure(pictures: int, side: int, train: bool, place: Path) -> list[tuple[st
     with MinioServer(place / "minio") as server:
         os.environ.update(server.environment)
         address = f"{server.make_bucket('bench')}/pictures"
-        packing = scholarch("pack", str(folder), address, "--shard-size", "1 MB")
+        packing = scholarch("pack", str(folder), address, "--shard-size", str(pictures * SHARD_SHARE))
         verifying = scholarch("pack", "--verify", address)
         manifest = read_manifest(open_objects(address))
         assert manifest is not None
@@ -188,18 +190,16 @@ def measure(pictures: int, side: int, train: bool, place: Path) -> list[tuple[st
             ),
             ("verified", f"{pictures / verifying:,.0f} pictures/s"),
         ]
-        for world, workers in ((2, 0), (3, 0), (2, 1)):
-            subprocess.run(["rm", "-rf", str(cache)], check=True)
+        for world in (2, 3):
+            shutil.rmtree(cache, ignore_errors=True)
             cache.mkdir()
             with watched(cache) as largest:
-                seconds = one_pass(address, pictures, world, workers, place)
+                seconds = one_pass(address, pictures, world, place)
             if largest[0] > bound:
                 sys.exit(f"the cache held {largest[0]} bytes, more than {bound}")
-            who = f"{world} processes" + (f" with {workers} loader worker each" if workers else "")
             held = f"cache at most {largest[0] / 1e6:.2f} of {bound / 1e6:.2f} MB"
-            rows.append(
-                (f"streamed by {who}", f"every picture once, {pictures / seconds:,.0f} pictures/s, {held}")
-            )
+            found = f"every picture once, {pictures / seconds:,.0f} pictures/s, {held}"
+            rows.append((f"streamed by {world} processes", found))
         limit = decode_limit(str(folder))
         rows += [
             ("one process: decoding from memory (the limit)", f"{limit:,.0f} pictures/s"),
@@ -214,13 +214,11 @@ def measure(pictures: int, side: int, train: bool, place: Path) -> list[tuple[st
             ),
         ]
         if train:
-            waits = data_wait(address, place / "run")
-            rows.append(
-                (
-                    "data wait of a training run, demo/pictures, 1 loader worker",
-                    f"{np.median(waits):.1%} of the time (median of {len(waits)} records)",
+            for what, data in (("MinIO", address), ("local files", str(folder))):
+                waits = data_wait(data, place / f"run from {what}")
+                rows.append(
+                    (f"data wait of training from {what}", f"{np.median(waits):.1%} of the time (median)")
                 )
-            )
     return rows
 
 
@@ -241,8 +239,8 @@ def main() -> None:
     model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "?")
     words = " ".join(word for word in sys.argv[1:] if word != "--write")
     how = (
-        f"`python benchmarks/stream_from_minio.py {words}`, {time.strftime('%Y-%m-%d')}. {os.cpu_count()} cores, {model}; "
-        f"MinIO, its disk and the readers on this machine; load when it began: {load:.1f}."
+        f"`python benchmarks/stream_from_minio.py {words}`, {time.strftime('%Y-%m-%d')}. {os.cpu_count()} cores, "
+        f"{model}; MinIO, its disk and the readers on this machine; load when it began: {load:.1f}."
     )
     text = "\n".join(
         [

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -181,6 +182,24 @@ def readable_size(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+_UNITS = {unit: 1000**power for power, unit in enumerate(("b", "kb", "mb", "gb", "tb"))} | {
+    unit: 1024**power for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))
+}
+
+
+def parse_size(text: str, where: str) -> int:
+    """A number of bytes from what people write: `20 GB`, `64MiB`, `1000000`.
+
+    Raises:
+        UserError: if it is no size, or not positive.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    size = int(float(found[1]) * _UNITS.get(found[2] or "b", 0)) if found else 0
+    if size <= 0:
+        raise UserError(f"{text!r} is not a size", where=where, fix="write it as 20 GB or 64 MiB")
+    return size
 
 
 def _sync_folder(folder: Path) -> None:

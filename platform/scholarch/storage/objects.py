@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from scholarch.errors import EXIT_INTERRUPTED, RunFailed
 from scholarch.storage.local import atomic, write_bytes
 
 SCHEME = "s3://"
 
 
-class Unreachable(Exception):  # noqa: N818 - a state of the store, not a mistake of ours
-    """The store did not answer, or not whole, in all tries; the message names address and cause."""
+class Unreachable(RunFailed):
+    """The store did not answer, or not whole, in all tries; the message names address and cause.
+
+    A command that it ends can be given again, or a run resumed, when the store is back.
+    """
+
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, order=True)

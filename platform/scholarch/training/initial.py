@@ -198,16 +198,12 @@ def check_file(path: Path, network: nn.Module, where: str, resize_positions: boo
         import_backbone(backbone, weights, where=where, resize_positions=resize_positions)
         for name, head in network.heads.items() if isinstance(network, Network) else ():
             assert isinstance(head, ProjectionHead)
-            import_head(head, weights, name_in_file(name, weights, where), where=where)
+            import_head(head, weights, _name_in_file(name, network, weights, where), where=where)
 
 
-def name_in_file(head: str, weights: Mapping[str, Any], where: str) -> str:
-    """What a file of a network calls a head: `dino_head` in those of DINOv2 and DINOv3.
-
-    Raises:
-        UserError: if it is not in the file.
-    """
-    for name in (f"{head}_head", head, "head"):
+def _name_in_file(head: str, network: Network, weights: Mapping[str, Any], where: str) -> str:
+    """`dino_head` in files of DINOv2 and DINOv3; `head` in those of DINO and iBOT, which have one."""
+    for name in (f"{head}_head", head, *(["head"] if len(network.heads) == 1 else [])):
         if has_head(weights, name):
             return name
     raise UserError(
@@ -316,7 +312,7 @@ def _fill_heads(network: nn.Module, path: Path) -> None:
     for name, head in network.heads.items():
         assert isinstance(head, ProjectionHead)
         whole, weights = ProjectionHead(network.backbone.width, head.options), read_weights(path)
-        import_head(whole, weights, name_in_file(name, weights, str(path)), where=str(path))
+        import_head(whole, weights, _name_in_file(name, network, weights, str(path)), where=str(path))
         set_model_state_dict(head, whole.state_dict(), options=_WHOLE)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from scholarch.collectives import all_reduce_sum
+from scholarch.collectives import all_reduce_sum, upcast
 from scholarch.config.schedule import Length
 from scholarch.config.schema import OptimizerSection
 from scholarch.objectives.term import Trained
@@ -198,7 +198,7 @@ def clip_tensors(parameters: Iterable[nn.Parameter], largest: float) -> None:
     if not gradients:
         return
     parts = [local(gradient) for gradient in gradients]
-    squares = torch.stack([part.float().square().sum() for part in parts])
+    squares = torch.stack([upcast(part).square().sum() for part in parts])
     if isinstance(gradients[0], DTensor):
         squares = all_reduce_sum(squares, gradients[0].device_mesh.get_group())
     factors = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)

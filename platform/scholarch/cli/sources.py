@@ -35,7 +35,7 @@ class Model:
         options: of the backbone.
         weights: whole tensors by name.
         preprocessing: what pictures need.
-        data: the recipe's data source, where known.
+        data: the source that the run evaluates, where known.
         origin: where it came from, in words.
     """
 
@@ -183,7 +183,7 @@ def _checkpoint(found: Checkpoint) -> Place:
         options=recipe.model,
         heads=recipe.heads,
         preprocessing=preprocessing_of(recipe),
-        data=recipe.data.source,
+        data=recipe.data.labelled_source or None,
         network=exported_network(recipe),
     )
 

@@ -60,6 +60,8 @@ class Share:
         teacher_grids: by teacher and view the same, of teachers whose patches are of another size;
             absent: as `grids`.
         group: the ranks that share the global batch; None for one process.
+        places: by mask ("VIEW", "VIEW/predicted") [M] int64, its True places in flattened [V, b, N]; where
+            one is absent it is found on the device, which then waits.
     """
 
     step: int
@@ -72,6 +74,14 @@ class Share:
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     teacher_grids: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     group: ProcessGroup | None = None
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def chosen(self, view: str, *, predicted: bool = False) -> Tensor:
+        """[M] int64: the masked, or predicted, places of `view` in flattened [V, b, N]."""
+        apart = predicted and view in self.predicted
+        found = self.places.get(f"{view}/predicted" if apart else view)
+        mask = (self.predicted if apart else self.masks)[view]
+        return mask.flatten().nonzero().squeeze(1) if found is None else found
 
 
 class TermValue(NamedTuple):

@@ -180,7 +180,9 @@ def check_transfers(found: list[Transfer], source: Checkpoint, where: str, resiz
         raise UserError(
             f"{source.path} does not fit this recipe\n{lines}",
             where=where,
-            fix="begin from a run with the same model and heads, or take less with init_from.what=[backbone]",
+            fix="give the teacher the model and heads of that run, or name the run's folder, which tells them"
+            if where.startswith("teachers.")
+            else "begin from a run with the same model and heads, or take less with init_from.what=[backbone]",
         )
 
 
@@ -196,9 +198,10 @@ def check_file(path: Path, network: nn.Module, where: str, resize_positions: boo
         backbone = network.backbone if isinstance(network, Network) else network
         assert isinstance(backbone, Backbone)
         import_backbone(backbone, weights, where=where, resize_positions=resize_positions)
-        for name, head in network.heads.items() if isinstance(network, Network) else ():
-            assert isinstance(head, ProjectionHead)
-            import_head(head, weights, _name_in_file(name, network, weights, where), where=where)
+        if isinstance(network, Network):
+            for name, head in network.heads.items():
+                assert isinstance(head, ProjectionHead)
+                import_head(head, weights, _name_in_file(name, network, weights, where), where=where)
 
 
 def _name_in_file(head: str, network: Network, weights: Mapping[str, Any], where: str) -> str:

@@ -204,8 +204,3 @@ def clip_tensors(parameters: Iterable[nn.Parameter], largest: float) -> None:
     factors = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
     for part, factor in zip(parts, factors, strict=True):
         part.mul_(factor.to(part.dtype))
-
-
-def finite_or_names(norms: Mapping[str, torch.Tensor]) -> list[str]:
-    """The parts whose gradient norm is not a finite number."""
-    return [part for part, norm in norms.items() if not bool(torch.isfinite(norm))]

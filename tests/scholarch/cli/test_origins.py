@@ -108,9 +108,9 @@ def test_an_exported_folder_is_a_teacher_without_heads(
         "terms.gram={teacher: old, teacher_view: global}",
     )
     assert main([*DIGITS, "model.embed_dim=16", *gram]) == 0
-    teacher = saved()["teachers"]["old"]
-    assert teacher["found"] == {"name": str(export), "sha256": sha256(export / "backbone.safetensors")}
-    assert teacher["model"]["embed_dim"] == 24  # type: ignore[index]
+    old = saved()["teachers"]["old"]
+    assert old["found"] == {"name": str(export), "sha256": sha256(export / "backbone.safetensors")}
+    assert old["model"]["embed_dim"] == 24  # type: ignore[index]
     shutil.rmtree("new")
     capsys.readouterr()
     assert main([*DIGITS, *distilled(export)]) == 2

@@ -60,7 +60,7 @@ def test_a_run_tells_model_and_heads_of_the_teacher(first: Path, capsys: pytest.
     """The student's average is given away; a resumed run keeps to the checkpoint that it began with."""
     run = shutil.copytree(first, "teacher")
     assert main([*DIGITS, *distilled(run), "training.checkpoint_every=1"]) == 0
-    assert "teacher big      vit, " in capsys.readouterr().err
+    assert "teacher big vit, " in " ".join(capsys.readouterr().err.split())
     teacher = saved()["teachers"]["big"]
     newest = committed(Path("teacher/checkpoints"))[-1].path
     assert teacher["found"] == {"name": str(newest), "sha256": sha256(newest / "manifest.json")}
@@ -94,7 +94,8 @@ def test_a_version_of_the_registry(first: Path, monkeypatch: pytest.MonkeyPatch)
     weights = first / "export/backbone.safetensors"
     assert init["found"] == {"name": "models:/demo-digits/1", "sha256": sha256(weights)}
     ours, theirs = load_file("new/export/backbone.safetensors"), load_file(weights)
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    for name, tensor in theirs.items():  # the average of equal weights rounds
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
     client.delete_registered_model_alias("demo-digits", "champion")
     assert main(["pretrain", "--run", "new", "--resume"]) == 0  # what it began from was taken over long ago
 

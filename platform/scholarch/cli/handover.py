@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scholarch import __version__
-from scholarch.cli.sources import Model, exported_teacher, preprocessing_of
+from scholarch.cli.sources import Model, exported_network, preprocessing_of
 from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
 from scholarch.registry.backbone import assemble, save_backbone
@@ -26,7 +26,7 @@ TIMM = "timm_model.py"
 
 def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
     """The backbone that a run gives away; all ranks take part, and all get it."""
-    network = learner.teachers[exported_teacher(recipe)]
+    network = learner.get_submodule(exported_network(recipe))
     assert isinstance(network, Network)
     return Model(
         recipe.model,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scholarch.cli import origins
 from scholarch.cli.pretrain import DEFAULT_RECIPE
 from scholarch.cli.sources import RECIPE
 from scholarch.config.load import overridden, parse_yaml, plain
@@ -101,6 +102,7 @@ class Plan:
         run: its folder.
         start: the checkpoint to go on from; None: from the beginning.
         preflight: the table and the layout.
+        local: the recipe, its checkpoints named by their folders and files on this machine.
     """
 
     recipe: Recipe
@@ -109,6 +111,7 @@ class Plan:
     run: Path
     start: Checkpoint | None
     preflight: Preflight
+    local: Recipe
 
 
 def split_of(recipe: Recipe) -> Split:
@@ -188,14 +191,24 @@ def make_plan(request: Request, world: World) -> Plan:
     asked = asked.model_copy(update={"data": section})
     data_sets = world.agree(lambda: data_of(asked, split))
     run = world.from_first(request.run or new_run(asked))
-    found = world.agree(lambda: _resolve_on_first(asked, split, world))
+    saved = world.from_first(world.agree(lambda: _saved(request, run) if world.first else None))
+    settled, places = origins.settle(asked, recipe_from(saved, where=str(run)) if saved else None, world)
+    found = world.agree(lambda: _resolve_on_first(settled, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
     world.agree(lambda: _same_data(data_sets, world.from_first(data_sets)))
     start = world.from_first(world.agree(lambda: _start(request, run, data, data_sets, world)))
-    world.agree(lambda: check_beginning(recipe, start is None))
+    here = origins.local(recipe, places)
     preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
-    return Plan(recipe, split, data_sets, run, start, preflight)
+    world.agree(lambda: check_beginning(here, start is None))
+    told = [*preflight.warnings, *origins.notes(asked, recipe, places)]
+    return Plan(recipe, split, data_sets, run, start, replace(preflight, warnings=told), here)
+
+
+def _saved(request: Request, run: Path) -> Any:
+    """The recipe of the run that is gone on with, as plain data."""
+    path = run / RECIPE
+    return parse_yaml(path.read_text()) if (request.resume or request.restarted) and path.is_file() else None
 
 
 def _asked_recipe(request: Request) -> Recipe:

@@ -17,7 +17,7 @@ from scholarch.cli.handover import register, trained_model, write_export
 from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.reporting import report
-from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
+from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_network
 from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
@@ -108,7 +108,7 @@ class Session:
             prepare_workers()
         observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
-        trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
+        trainer = build_trainer(plan.local, plan.split.train, layout, world, folder, observers)
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
             start = trainer.resume(plan.start)
@@ -125,7 +125,7 @@ class Session:
     def _probes(self, plan: Plan, learner: Learner) -> list[Probe]:
         probes: list[Probe] = [Health(self.world)]
         if plan.split.held is not None:
-            probes.append(KnnProbe(plan, learner, exported_teacher(plan.recipe), self.world))
+            probes.append(KnnProbe(plan, learner, exported_network(plan.recipe), self.world))
         return probes
 
     def _hand_over(self, plan: Plan, model: Model, outcome: Outcome, finished: int) -> None:

@@ -9,11 +9,10 @@ import sys
 import kopf
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from training_runs import SPEC
-
 from scholarch.config.training_run import TrainingRunSpec
 from scholarch_operator.metrics import RunCollector
 from scholarch_operator.progress import ProgressReader, places
+from training_runs import SPEC
 
 
 def test_no_handler_needs_a_finalizer() -> None:

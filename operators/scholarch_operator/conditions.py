@@ -103,19 +103,20 @@ def _said(run: Run, observed: Observed, decision: Decision, pods: list[Pod]) -> 
     least, most = run.spec.nodes.min, run.spec.nodes.max
     running = sum(pod.running for pod in pods)
     placed = sum(bool(pod.node) and not pod.over and pod.gone_by is None for pod in pods)
-    enough = f"of {least} to {most} nodes" if least < most else f"of {most} nodes"
+    wanted = f"of {least} to {most} nodes" if least < most else f"of {most} nodes"
     suspended = _suspended(run, observed, decision)
-    idle = suspended[1] if suspended[0] == "True" else ""
-    why_not = idle or "TooFewNodes"
-    why_not_running = idle or ("Starting" if placed >= least else "TooFewNodes")
+    scheduled = _no("TooFewNodes", f"{placed} {wanted}")
+    if placed >= least:
+        scheduled = _yes("Placed", f"{placed} {wanted}")
+    elif suspended[0] == "True":
+        scheduled = _no(suspended[1], f"{placed} {wanted}")
+    elif observed.refused:
+        scheduled = _no("Refused", observed.refused)
+    starting = _no("Starting", f"{running} {wanted}") if placed >= least else scheduled
     return {
         "Suspended": suspended,
-        "Scheduled": _yes("Placed", f"{placed} {enough}")
-        if placed >= least
-        else _no(why_not, f"{placed} {enough}"),
-        "Running": _yes("NodesRunning", f"{running} {enough}")
-        if running >= least
-        else _no(why_not_running, f"{running} {enough}"),
+        "Scheduled": scheduled,
+        "Running": _yes("NodesRunning", f"{running} {wanted}") if running >= least else starting,
         "Stalled": _yes("NoProgress", decision.stalled) if decision.stalled else _no("Moving", ""),
         "Complete": _no("Unfinished", ""),
         "Failed": _no("Unfinished", ""),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -212,6 +212,7 @@ class Observed:
         progress: None: the run has written none.
         progress_known: False: the store did not answer, so that nothing follows from a missing progress.
         missing_api: what the run's gang needs and the cluster does not serve; empty where nothing is missing.
+        refused: what the API server said to the last try to make the run's objects; empty where it took them.
     """
 
     now: datetime
@@ -220,30 +221,7 @@ class Observed:
     progress: Progress | None = None
     progress_known: bool = True
     missing_api: str = ""
-
-    @classmethod
-    def parse(
-        cls,
-        run: Run,
-        jobs: Iterable[Body],
-        pods: Iterable[Body],
-        progress: Progress | None,
-        *,
-        now: datetime,
-        progress_known: bool = True,
-        missing_api: str = "",
-    ) -> Observed:
-        """From the objects of the API server that carry the run's label."""
-        found_jobs = [job for body in jobs if (job := Job.parse(run.name, body)) is not None]
-        found_pods = [pod for body in pods if (pod := Pod.parse(run.name, body)) is not None]
-        return cls(
-            now=now,
-            jobs=tuple(sorted(found_jobs, key=lambda job: job.attempt)),
-            pods=tuple(sorted(found_pods, key=lambda pod: (pod.attempt, pod.index, pod.name))),
-            progress=progress,
-            progress_known=progress_known,
-            missing_api=missing_api,
-        )
+    refused: str = ""
 
     def job(self, attempt: int) -> Job | None:
         """The Job of an attempt."""

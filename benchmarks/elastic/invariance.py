@@ -126,8 +126,7 @@ def plan(precision: str, group: int) -> dict[str, Run]:
             # As many micro-batches as keep KoLeo's groups whole.
             most = -(-group // world)
             runs[f"{world}-accumulated"] = (world, (f"training.micro_batch={most}",), {})
-    else:
-        runs |= {f"1-flip{n}": (1, (), {"ELASTIC_FLIP": str(n)}) for n in (0, 1, 2)}
+    runs |= {f"1-flip{n}": (1, (), {"ELASTIC_FLIP": str(n)}) for n in (0, 1, 2)}
     return runs
 
 

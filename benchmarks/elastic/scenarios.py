@@ -19,6 +19,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from counting import SAVE_EVERY as SAVE_EVERY
 from network import Machines, why_not
 from nodes import Process, Store, node, wait
 

@@ -16,6 +16,7 @@ from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
 from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
+from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
 from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_network
 from scholarch.config.load import parse_yaml, plain, to_yaml
@@ -34,6 +35,7 @@ from scholarch.training.observe import Observer, Outcome
 from scholarch.training.trainer import Probe
 
 TRACKING_SECONDS = 60.0
+LOCK_SECONDS = 60.0
 
 
 class Records:
@@ -78,7 +80,8 @@ class Session:
 
     def _open(self, plan: Plan, held: ExitStack) -> None:
         plan.run.mkdir(parents=True, exist_ok=True)
-        held.enter_context(lock(plan.run))
+        # The first worker of before may live on for a moment, on a machine that was cut off.
+        held.enter_context(lock(plan.run, patience=LOCK_SECONDS if self.request.restarted else 0.0))
         if plan.start is None:
             write_text(plan.run / STATE, json.dumps(_state(plan), indent=1))
         write_text(plan.run / RECIPE, to_yaml(plan.recipe))
@@ -106,8 +109,9 @@ class Session:
         recipe, world = plan.recipe, self.world
         if settled(recipe.training.workers):
             prepare_workers()
-        observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
+        progress = Progress(plan.run, recipe.training.steps, world.size)
+        observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
         trainer = build_trainer(plan.local, plan.split.train, layout, world, folder, observers)
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
@@ -118,6 +122,7 @@ class Session:
         outcome, finished = trainer.run(start)
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:
+            progress.write()
             self._hand_over(plan, model, outcome, finished)
         world.barrier()
         return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE

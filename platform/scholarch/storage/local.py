@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,15 +86,19 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold an existing folder for this process; the kernel lets go of it when the process dies.
+
+    Args:
+        folder: what to hold.
+        patience: seconds to wait for another process to let go.
 
     Raises:
         UserError: if another process holds it; the folder is left as it is.
         FileNotFoundError: if the folder does not exist.
     """
     path = folder / LOCK_NAME
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, time.monotonic() + patience)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -103,7 +108,7 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, until: float) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -119,6 +124,9 @@ def _acquire(path: Path) -> int:
         except BlockingIOError:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
             raise UserError(
                 f"is in use by {owner}",
                 where=str(path.parent),

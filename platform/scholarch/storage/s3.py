@@ -143,8 +143,17 @@ class S3Objects:
         for found in listed:
             yield Entry(found.object_name.removeprefix(start), int(found.size or 0))
 
+    def children(self, under: str = "") -> list[str]:
+        start = self._key(under) + "/" if under or self.prefix else ""
+        listed = self._tried(under, lambda: list(self.client.list_objects(self.bucket, prefix=start)))
+        return sorted(found.object_name.removeprefix(start).rstrip("/") for found in listed)
+
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self.client.remove_object(self.bucket, self._key(name)))
+
+    def remove_all(self, under: str) -> None:
+        for entry in self.entries(f"{under}/"):
+            self.remove(entry.name)
 
     def check(self) -> None:
         start = f"{self.prefix}/" if self.prefix else ""
@@ -156,7 +165,7 @@ class S3Objects:
             ) from error
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+        return "/".join(part for part in (self.prefix, name) if part)
 
     def _named(self, name: str) -> str:
         return f"{self.address}/{name}" if name else self.address

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from scholarch.data.source import Source
 from scholarch.data.split import Subset, holdout
 from scholarch.data.statistics import ScanReport, scan
 from scholarch.errors import UserError
+from scholarch.storage.objects import joined
 from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
@@ -53,22 +54,26 @@ class Request:
     Attributes:
         recipe: name or file; None: the run's own on resume, else the default.
         overrides: `key.path=value`.
-        run: the run's folder; None: a new one is named.
+        address: where the run is, as it was named: a folder or under `s3://`; "": a new one is named.
+        run: folder of its small files, from `remote.at_hand`; None: the address is of a new one.
         resume: go on from the newest checkpoint.
         restarted: an elastic launcher started this process again: resume if there is a checkpoint.
         scale: `tiny` shrinks the recipe (scholarch.config.scale).
         chain: the stages that this one belongs to.
         parent: folder of the first stage, whose MLflow run this one is nested in.
+        before_commit: called on rank 0 before a checkpoint exists.
     """
 
     recipe: str | None
     overrides: tuple[str, ...]
-    run: Path | None
+    address: str
     resume: bool
+    run: Path | None = None
     restarted: bool = False
     scale: Scale = "full"
     chain: Chain | None = None
     parent: Path | None = None
+    before_commit: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Plan:
     Attributes:
         recipe: resolved, without `auto`.
         split: the data.
-        run: its folder.
+        run: folder of its small files.
+        address: where it is, for people; the folder itself, or under `s3://`.
         start: the checkpoint to go on from; None: from the beginning.
         preflight: the table and the layout.
     """
@@ -99,8 +105,14 @@ class Plan:
     recipe: Recipe
     split: Split
     run: Path
+    address: str
     start: Checkpoint | None
     preflight: Preflight
+
+    @property
+    def checkpoints(self) -> str:
+        """Address of its checkpoints."""
+        return joined(self.address, "checkpoints")
 
 
 def split_of(recipe: Recipe) -> Split:
@@ -127,14 +139,15 @@ def make_plan(request: Request, world: World) -> Plan:
     asked = world.agree(lambda: _asked_recipe(request))
     split = world.agree(lambda: split_of(asked))
     run = world.from_first(request.run or new_run(asked))
+    address = request.address or str(run)
     found = world.agree(lambda: _resolve_on_first(asked, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
     world.agree(lambda: _same_data(split, world.from_first(split.train.fingerprint())))
-    start = world.from_first(world.agree(lambda: _start(request, run, data, split, world)))
+    start = world.from_first(world.agree(lambda: _start(request, run, address, data, split, world)))
     world.agree(lambda: check_beginning(recipe, start is None))
-    preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
-    return Plan(recipe, split, run, start, preflight)
+    preflight = world.agree(lambda: check(recipe, split.train, look, world, run, address))
+    return Plan(recipe, split, run, address, start, preflight)
 
 
 def _asked_recipe(request: Request) -> Recipe:
@@ -177,17 +190,17 @@ def _same_data(split: Split, first: str) -> None:
 
 
 def _start(
-    request: Request, run: Path, data: Mapping[str, Any], split: Split, world: World
+    request: Request, run: Path, address: str, data: Mapping[str, Any], split: Split, world: World
 ) -> Checkpoint | None:
     """Where to go on from; refuses to mix two runs in one folder."""
     if not world.first:
         return None
-    folder = run / "checkpoints"
+    folder = joined(address, "checkpoints")
     if not (request.resume or request.restarted):
         if committed(folder) or (run / RECIPE).exists():
             raise UserError(
                 "this folder already holds a run",
-                where=str(run),
+                where=address,
                 fix="add --resume to go on with it, or name another folder with --run",
             )
         return None
@@ -196,7 +209,7 @@ def _start(
             return None
         raise UserError(
             "there is no run to resume",
-            where=str(request.run or "--resume"),
+            where=request.address or "--resume",
             fix="name the run's folder with --run; leave --resume out to begin a new one",
         )
     saved = recipe_from(parse_yaml((run / RECIPE).read_text()), where=str(run / RECIPE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from scholarch.config.schema import Recipe, settled
 from scholarch.errors import UserError
 from scholarch.models import BackboneOptions
 from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, load_backbone
-from scholarch.training.checkpoint import newest_whole, teacher_weights
-from scholarch.training.initial import STAGES
+from scholarch.storage.mirror import copied
+from scholarch.storage.objects import is_s3, joined, open_objects
+from scholarch.training.checkpoint import Checkpoint, newest_whole, teacher_weights
+from scholarch.training.initial import STAGES, WEIGHTS, fetched
 from scholarch.training.recipe import recipe_from
 
 EXPORT = "export"
@@ -69,27 +72,52 @@ class OpenRun:
     step: int
 
 
-def open_run(folder: Path) -> OpenRun:
+def open_run(run: str | Path) -> OpenRun:
     """Reads a run's recipe and newest whole checkpoint.
+
+    Args:
+        run: its folder or `s3://` address.
 
     Raises:
         UserError: if it is no run, or has no whole checkpoint.
     """
-    # Of a run of several stages, the last one that has begun.
-    folder = max((path.parent for path in folder.glob(f"{STAGES}/*/{RECIPE}")), default=folder)
-    if not (folder / RECIPE).is_file():
-        what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
-        raise UserError(
-            what, where=str(folder), fix="name a run's folder, an export folder, or models:/NAME@ALIAS"
-        )
-    recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
-    checkpoint = newest_whole(folder / "checkpoints")
+    recipe, address = recipe_of(run)
+    checkpoint = newest_whole(joined(address, "checkpoints"))
     if checkpoint is None:
         raise UserError(
-            "has no whole checkpoint yet", where=str(folder), fix="let it train on, or name another run"
+            "has no whole checkpoint yet", where=address, fix="let it train on, or name another run"
         )
+    return opened_at(recipe, checkpoint)
+
+
+def recipe_of(run: str | Path) -> tuple[Recipe, str]:
+    """A run's recipe and address; of a run of several stages, those of the last one that has begun.
+
+    Raises:
+        UserError: if it is no run.
+    """
+    objects = open_objects(str(run))
+    objects.check()
+    begun = [name for name in objects.children(STAGES) if objects.entry(f"{STAGES}/{name}/{RECIPE}")]
+    address = joined(objects.address, STAGES, begun[-1]) if begun else objects.address
+    try:
+        text = open_objects(address).read(RECIPE).decode()
+    except FileNotFoundError:
+        what = "holds no run and no exported backbone" if objects.children() else "does not exist"
+        raise UserError(
+            what, where=str(run), fix="name a run's folder, an export folder, or models:/NAME@ALIAS"
+        ) from None
+    return recipe_from(parse_yaml(text), where=joined(address, RECIPE)), address
+
+
+def opened_at(recipe: Recipe, checkpoint: Checkpoint) -> OpenRun:
+    """The backbone that a run gives away, as it was at a checkpoint.
+
+    Raises:
+        UserError: if the checkpoint is damaged or does not fit the recipe.
+    """
     weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
-    origin = f"{folder.name}, step {checkpoint.step}"
+    origin = f"{checkpoint.address.split('/')[-3]}, step {checkpoint.step}"
     model = Model(recipe.model, weights, preprocessing_of(recipe), recipe.data.source, origin)
     return OpenRun(recipe, model, checkpoint.step)
 
@@ -98,9 +126,9 @@ def open_model(name: str) -> Model:
     """The backbone that `name` stands for.
 
     Args:
-        name: a run's folder (its newest whole checkpoint), a folder with an exported backbone, an
-            address of the registry such as `models:/demo-digits@candidate`, or a file of released
-            weights under its own name.
+        name: a run (its newest whole checkpoint), a folder with an exported backbone or a file of
+            released weights under its own name, each on this machine or under `s3://`, or an address
+            of the registry such as `models:/demo-digits@candidate`.
 
     Raises:
         UserError: if there is no such thing, or it is damaged.
@@ -109,12 +137,14 @@ def open_model(name: str) -> Model:
         from scholarch.registry.models import download
 
         return _exported(download(name), name)
-    folder = Path(name)
-    if folder.is_file():
-        return _released(folder)
-    if (folder / OPTIONS_NAME).is_file():
-        return _exported(folder, name)
-    return open_run(folder).model
+    if is_s3(name) and name.endswith(WEIGHTS):
+        return _released(fetched(name, "MODEL"))
+    if Path(name).is_file():
+        return _released(Path(name))
+    if open_objects(name).entry(OPTIONS_NAME):
+        with tempfile.TemporaryDirectory(prefix="scholarch-") as folder:
+            return _exported(copied(name, Path(folder)) if is_s3(name) else Path(name), name)
+    return open_run(name).model
 
 
 def _released(path: Path) -> Model:

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
-from scholarch.storage.dcp import content_of, reader
+from scholarch.storage.dcp import Content, content_of, reader
 from scholarch.storage.objects import joined, open_objects
 from scholarch.training.learner import Learner
 from scholarch.training.optimizer import Optimizer
@@ -77,21 +77,29 @@ class Checkpoint:
         """Address of DCP's files."""
         return joined(self.address, self.manifest()["data"])
 
+    def loss(self) -> str:
+        """What is wrong with its files by their names and sizes alone; empty when nothing is."""
+        return self._wrong(thorough=False)
+
     def damage(self) -> str:
         """What is wrong with its files, all of which are read; empty when nothing is."""
+        return self._wrong(thorough=True)
+
+    def _wrong(self, thorough: bool) -> str:
         try:
-            files: dict[str, dict[str, Any]] = self.manifest()["files"]
+            manifest = self.manifest()
+            files: dict[str, dict[str, Any]] = manifest["files"]
+            objects = open_objects(joined(self.address, manifest["data"]))
         except (ValueError, KeyError, FileNotFoundError):
             return f"{MANIFEST} cannot be read"
-        objects = open_objects(self.data())
 
         def look(name: str) -> str:
-            content, written = content_of(objects, name), files[name]
-            if content is None:
+            entry, written = objects.entry(name), files[name]
+            if entry is None:
                 return f"{name} is missing"
-            if content.bytes != written["bytes"]:
-                return f"{name} has {content.bytes} bytes instead of {written['bytes']}"
-            if content.sha256 != written["sha256"]:
+            if entry.bytes != written["bytes"]:
+                return f"{name} has {entry.bytes} bytes instead of {written['bytes']}"
+            if thorough and content_of(objects, name) != Content(written["bytes"], written["sha256"]):
                 return f"{name} has another checksum than when it was written"
             return ""
 

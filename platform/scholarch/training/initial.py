@@ -58,7 +58,7 @@ def find(name: str, where: str) -> Checkpoint | Path:
         UserError: if there is no such thing, or nothing whole in it.
     """
     if is_s3(name) and name.endswith(WEIGHTS):
-        return _fetched(name, where)
+        return fetched(name, where)
     if Path(name).is_file():
         return Path(name)
     objects = open_objects(name)
@@ -77,7 +77,7 @@ def find(name: str, where: str) -> Checkpoint | Path:
     )
 
 
-def _fetched(name: str, where: str) -> Path:
+def fetched(name: str, where: str) -> Path:
     """A copy of a file of weights in S3, which is kept while the process lives."""
     prefix, _, last = name.rpartition("/")
     objects = open_objects(prefix)

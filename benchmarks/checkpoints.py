@@ -1,6 +1,6 @@
 """What a save costs training: seconds that it waits, and steps slowed down while the save is written.
 
-    make bench, or: python benchmarks/checkpoints.py [width] [depth] [s3://BUCKET/PREFIX]
+    make bench, or: python benchmarks/checkpoints.py [width] [depth]
 
 Three ways by turns on one process, each save during further steps: our thread; torch's `async_save` in a
 process of its own; and written at once, while training waits.
@@ -19,8 +19,7 @@ from typing import Any
 
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
-from scholarch.storage.dcp import writer
-from scholarch.storage.objects import joined, open_objects
+from scholarch.storage.objects import open_objects
 from scholarch.training import autos
 from scholarch.training.assemble import build_trainer
 from scholarch.training.checkpoint import learner_state, optimizer_state
@@ -28,6 +27,7 @@ from scholarch.training.distributed import world
 from scholarch.training.preflight import check_batch
 from scholarch.training.recipe import load_recipe
 from scholarch.training.trainer import Trainer
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
 ROUNDS = 3
@@ -72,7 +72,7 @@ class Bench:
                 "learner": learner_state(trainer.learner),
                 **optimizer_state(trainer.learner, trainer.optimizer),
             }
-            dcp = writer(joined(self.address, f"process-{self.step}"))[0]
+            dcp = FileSystemWriter(Path(self.address) / f"process-{self.step}")
             future: Any = async_save(
                 state, storage_writer=dcp, async_checkpointer_type=AsyncCheckpointerType.PROCESS
             )
@@ -152,7 +152,7 @@ if __name__ == "__main__":
     width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (384, 12)
     here = Path(tempfile.mkdtemp(prefix="scholarch-bench-"))
     try:
-        result = measure(width, depth, sys.argv[3] if len(sys.argv) > 3 else str(here))
+        result = measure(width, depth, str(here))
     finally:
         shutil.rmtree(here, ignore_errors=True)
     results = Path(__file__).parent / "results"

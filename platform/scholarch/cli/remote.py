@@ -40,6 +40,8 @@ def at_hand(request: Request, world: World) -> Iterator[Request]:
         return
     objects = open_objects(request.address)
     assert isinstance(objects, S3Objects)
+    # The first rank may be of a node that has joined later, and was not started again itself.
+    request = replace(request, restarted=any(world.gather(request.restarted)))
     with ExitStack() as held:
         yield world.agree(lambda: _opened(request, objects, world, held))
 
@@ -55,7 +57,7 @@ def _opened(request: Request, objects: S3Objects, world: World, held: ExitStack)
         home = scratch(objects.address)
         home.mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(home))
-        lease = Lease(objects, os.environ.get("TORCHELASTIC_RUN_ID", "") if request.restarted else "")
+        lease = Lease(objects, os.environ.get("TORCHELASTIC_RUN_ID", ""), request.restarted)
         lease.acquire()
         held.callback(lease.release)
         return held.enter_context(_kept(request, home / name, objects, lease))

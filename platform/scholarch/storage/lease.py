@@ -30,11 +30,12 @@ class Lease:
 
     Args:
         objects: the prefix.
-        run: what is the same for all processes that one launcher starts, also again; "": unknown.
+        run: what is the same for all processes that the launchers of one run start, also again.
+        restarted: whether this process was started again, and so takes over from one of the same `run`.
     """
 
-    def __init__(self, objects: S3Objects, run: str = "") -> None:
-        self._objects, self._run = objects, run
+    def __init__(self, objects: S3Objects, run: str = "", restarted: bool = False) -> None:
+        self._objects, self._run, self._restarted = objects, run, restarted
         self._id = uuid.uuid4().hex
         self._tag = ""
         self._lost = ""
@@ -109,7 +110,7 @@ class Lease:
 
     def _is_ours(self, holder: dict[str, str]) -> bool:
         """Whether the holder was started by our launcher, or is a process of this machine that has ended."""
-        if self._run and holder.get("run") == self._run:
+        if self._restarted and holder.get("run") == self._run:
             return True
         if holder.get("host") != socket.gethostname() or not holder.get("process", "").isdigit():
             return False

@@ -95,12 +95,14 @@ class Checkpoints:
 
     Attributes:
         before_commit: called on rank 0 when all files of a checkpoint are there and before it exists.
+        committed: finished steps of the newest checkpoint that this object has committed; None: none yet.
         metrics: of the last save: seconds that training waited for it, and that it took.
     """
 
     def __init__(self, address: str | Path, keep: int, world: World) -> None:
         self.objects, self.keep, self.world = open_objects(str(address)), keep, world
         self.before_commit: Callable[[], object] = lambda: None
+        self.committed: int | None = None
         self.metrics: dict[str, float] = {}
         # Its own group: what the thread says to other ranks must not mix with what training says.
         group = dist.new_group(backend="gloo", timeout=SLOWEST_RANK)
@@ -139,6 +141,7 @@ class Checkpoints:
 
         def work() -> None:
             self._commit(staged, step)
+            self.committed = step
             self.metrics |= {"checkpoint/seconds": time.perf_counter() - began}
 
         self._job = Job(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -115,6 +116,39 @@ def test_killed_and_resumed_on_another_machine(bucket: str, tmp_path: Path) -> N
     assert losses(run) == losses(whole)
     weights = "export/backbone.safetensors"
     assert open_objects(run).read(weights) == open_objects(whole).read(weights)
+
+
+@pytest.mark.gloo
+def test_two_processes_begin_and_one_goes_on(bucket: str) -> None:
+    """Through the launcher; the worker that speaks for all is killed on the way, and started again."""
+    run = joined(bucket, "two")
+    options = ("--recipe", "demo/digits", *QUICK, "training.steps=10")
+    launcher = [
+        sys.executable,
+        "-m",
+        "scholarch.training.launch",
+        "--processes",
+        "2",
+        "--max-restarts",
+        "1",
+        "--",
+    ]
+    process = subprocess.Popen(
+        [*launcher, *command(run, *options)[3:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 200
+    while not committed(joined(run, "checkpoints")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(int(json.loads(open_objects(run).read(LEASE_NAME))["process"]), signal.SIGKILL)
+    _, text = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    assert "resumed from step" in text
+    assert [step for step, _ in losses(run)] == list(range(1, 11))
+    assert committed(joined(run, "checkpoints"))[-1].manifest()["world_size"] == 2
+    assert main(["pretrain", "--run", run, "--resume"]) == 0
+    assert LEASE_NAME not in names(run)
 
 
 def test_a_chain_of_stages(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:

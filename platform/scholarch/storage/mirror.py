@@ -9,15 +9,18 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from scholarch.errors import UserError
+from scholarch.storage.lease import LEASE_NAME
 from scholarch.storage.objects import Objects, Unreachable, open_objects
 
 EVERY_SECONDS = 15.0
 _LEFT_OUT = frozenset({"checkpoints", "mlflow"})
 """Folders that are not copied: checkpoints go to the store directly, MLflow's own records to its server."""
 _KEPT_OF_MLFLOW = "mlflow/run.json"
+_SMALL_BYTES = 8 << 20
 
 
 class Mirror:
@@ -62,10 +65,11 @@ class Mirror:
         with self._lock:
             found = dict(self._files())
             for name, path in found.items():
-                state = _state(path)
-                if self._seen.get(name) != state:
-                    self.objects.upload(name, path)
-                    self._seen[name] = state
+                with suppress(FileNotFoundError):  # being replaced just now: next time
+                    state = _state(path)
+                    if self._seen.get(name) != state:
+                        self._copy(name, path)
+                        self._seen[name] = state
             for name in self._seen.keys() - found.keys():
                 self.objects.remove(name)
                 del self._seen[name]
@@ -76,13 +80,18 @@ class Mirror:
         if self._thread.is_alive():
             self._thread.join()
 
+    def _copy(self, name: str, path: Path) -> None:
+        # What is replaced while it is read must not be of two sizes; large files are only appended to.
+        if path.stat().st_size < _SMALL_BYTES:
+            self.objects.write(name, path.read_bytes())
+        else:
+            self.objects.upload(name, path)
+
     def _now_and_then(self) -> None:
         told = False
         while not self._closing.wait(EVERY_SECONDS):
             try:
                 self.push()
-            except FileNotFoundError:
-                continue  # replaced just now: next time
             except (UserError, Unreachable) as error:
                 if not told:
                     sys.stderr.write(f"warning: files of the run wait to be copied: {error}\n")
@@ -112,7 +121,9 @@ def _belongs(name: str) -> bool:
     parts = name.split("/")
     if name.endswith(_KEPT_OF_MLFLOW):
         return True
-    return not (_LEFT_OUT & set(parts[:-1]) or any(part.startswith(".") for part in parts))
+    return name != LEASE_NAME and not (
+        _LEFT_OUT & set(parts[:-1]) or any(part.startswith(".") for part in parts)
+    )
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -83,6 +83,8 @@ def check(
     own = term_parameters(recipe, terms, student)
     sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
     checkpoint = checkpoint_bytes(recipe, student, saved_teachers(recipe, teachers), own)
+    if world.device.type == "cpu":  # else it is in the host's memory
+        sizes["checkpoint being written"] = checkpoint // world.size
     kept_here = 0 if is_s3(address) else recipe.training.keep_checkpoints + 1
     check_free(run, checkpoint * kept_here + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)

@@ -24,7 +24,6 @@ from flops import step as operations
 from machine import machine, write
 from memory import batches
 from our_step import unpack
-
 from scholarch.config.schema import Recipe
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
@@ -47,7 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["base", "large"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20, help="measured; as many of them as needed to be sure")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="measured; as many of them as needed to be sure"
+    )
     parser.add_argument("--warm-up", type=int, default=8, help="compiles, and finds dynamic shapes")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
 from scholarch.config.schema import Recipe
 from scholarch.data.batch import MicroBatch
 from scholarch.objectives import MASKS

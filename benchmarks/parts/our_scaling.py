@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from memory import POOL, batches
 from our_step import recipe_for
-from turns import Clock, wait_for_turn
-
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
 from scholarch.data.stream import rank_positions
 from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import world
 from scholarch.training.layout import plan_layout
+from turns import Clock, wait_for_turn
 
 
 def main() -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from memory import POOL, batches
-from turns import Clock, wait_for_turn
-
 from scholarch.config.schema import Recipe
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
@@ -22,6 +20,7 @@ from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import world
 from scholarch.training.layout import plan_layout
 from scholarch.training.recipe import load_recipe
+from turns import Clock, wait_for_turn
 
 
 def recipe_for(settings: dict[str, Any]) -> Recipe:

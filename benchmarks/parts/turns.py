@@ -93,9 +93,7 @@ class Worker:
         self.process.wait()
 
 
-def by_turns(
-    workers: Mapping[str, Worker], warm_up: int, repeats: int
-) -> dict[str, dict[str, list[float]]]:
+def by_turns(workers: Mapping[str, Worker], warm_up: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Wall and processor seconds of each worker in each counted round."""
     took: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in workers}
     names = list(workers)

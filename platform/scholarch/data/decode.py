@@ -19,9 +19,9 @@ from torch import Tensor
 from scholarch.data.source import BrokenPicture
 
 try:
-    import simplejpeg
+    import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
 except ImportError:  # there are no wheels for some platforms; Pillow reads the same files
-    simplejpeg = None
+    simplejpeg = None  # type: ignore[assignment, unused-ignore]
 
 _COMMON = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".jp2"})
 SUFFIXES = _COMMON | {".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".npy"}

@@ -77,12 +77,12 @@ class KeptTokens:
 
 def pack(groups: Sequence[Tensor]) -> Tensor:
     """Groups of [B, T, D] as one sequence [S, D]."""
-    return torch.cat([group.flatten(0, 1) for group in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+    return (
+        torch.cat([group.flatten(0, 1) for group in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+    )
 
 
-def attend(
-    qkv: Tensor, packing: Packing, rotations: Sequence[Rotation] | None, heads: int
-) -> Tensor:
+def attend(qkv: Tensor, packing: Packing, rotations: Sequence[Rotation] | None, heads: int) -> Tensor:
     """Attention of each picture's tokens to one another.
 
     With half precision on a GPU it is one variable-length kernel over the sequence, elsewhere one

@@ -67,11 +67,14 @@ def memory(
     # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
     # Checkpointed: two residuals of each block, and the inside of the one that is computed again; or
     # its input and its products (qkv, attention, projection, MLP's two), and the rest of that one.
-    per_token = width * {
-        "none": 18 * depth,
-        "selective": 11 * depth + 7,
-        "full": 2 * depth + 18,
-    }[training.activation_checkpointing]
+    per_token = (
+        width
+        * {
+            "none": 18 * depth,
+            "selective": 11 * depth + 7,
+            "full": 2 * depth + 18,
+        }[training.activation_checkpointing]
+    )
     logits = max(
         sum(
             _rows(recipe, output, views, share) * int(recipe.heads[output.head].prototypes)

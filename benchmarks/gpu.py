@@ -20,6 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 
+import contextlib
+import itertools
+
 from flops import step as operations
 from machine import machine, write
 from memory import batches
@@ -125,12 +128,10 @@ def measure(here: World, recipe: Recipe, packed: bool, options: argparse.Namespa
         trainer.loader = load
         if not packed:
             unpack(trainer.learner.student.backbone)
-        try:
+        with contextlib.suppress(Done):
             trainer.run(0)
-        except Done:
-            pass
     masked = statistics.mean(float(len(part.places["global"])) for part in pool)
-    seconds = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    seconds = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
     return {
         "seconds": seconds,
         "memory GiB": torch.cuda.max_memory_allocated() / 2**30,
@@ -159,8 +160,10 @@ def main() -> None:
     where = machine() | {"gpu": torch.cuda.get_device_name()}
     best = ceiling()
     lines = [
-        f"DINOv3's recipe, batch {options.batch} x (2 x 224^2 + 8 x 96^2), bf16, compiled: "
-        f"{not options.no_compile}. The largest product measured here: {best / 1e12:.0f} TFLOP/s.",
+        (
+            f"DINOv3's recipe, batch {options.batch} x (2 x 224^2 + 8 x 96^2), bf16, compiled: "
+            f"{not options.no_compile}. The largest product measured here: {best / 1e12:.0f} TFLOP/s."
+        ),
         "",
         "| model | form | seconds a step | images/s | TFLOP/s | MFU | memory GiB |",
         "|---|---|---|---|---|---|---|",

@@ -109,9 +109,11 @@ def main() -> None:
     limit = statistics.median(took["decode, ours"])
     size = sum(map(len, files)) / len(files) / 2**10
     lines = [
-        f"{options.pictures} JPEG files of {options.height} x {options.width}, {size:.0f} KiB each, local; "
-        "2 crops of 224 and 8 of 96 with DINOv3's distortions. Median of "
-        f"{options.repeats} (lowest to highest).",
+        (
+            f"{options.pictures} JPEG files of {options.height} x {options.width}, {size:.0f} KiB each, local; "
+            "2 crops of 224 and 8 of 96 with DINOv3's distortions. Median of "
+            f"{options.repeats} (lowest to highest)."
+        ),
         "",
         "| what | pictures a second | of the decode limit |",
         "|---|---|---|",

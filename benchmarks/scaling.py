@@ -76,8 +76,10 @@ def main() -> None:
                 worker.end()
     where["load after"] = "{:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
     lines = [
-        f"ViT-Ti/14, batch {options.batch} in all, 2 x 112^2 + 4 x 56^2, fp32, one thread a process, gloo, "
-        f"{os.cpu_count()} cores; {options.repeats} rounds by turns. Median (lowest to highest).",
+        (
+            f"ViT-Ti/14, batch {options.batch} in all, 2 x 112^2 + 4 x 56^2, fp32, one thread a process, gloo, "
+            f"{os.cpu_count()} cores; {options.repeats} rounds by turns. Median (lowest to highest)."
+        ),
         "",
         "| processes | seconds a step | speed-up | efficiency |",
         "|---|---|---|---|",

@@ -6,6 +6,7 @@ as is usual for MFU. What activation checkpointing computes again is not work of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from scholarch.config.schema import Recipe
@@ -37,7 +38,7 @@ def head(recipe: Recipe, name: str, rows: float) -> float:
     options = recipe.heads[name]
     hidden = [options.hidden] * (options.layers - 1)
     widths = [recipe.model.shape.embed_dim, *hidden, options.bottleneck, options.prototypes]
-    return rows * sum(2 * a * b for a, b in zip(widths, widths[1:], strict=False))
+    return rows * sum(2 * a * b for a, b in itertools.pairwise(widths))
 
 
 def step(recipe: Recipe, pictures: int, masked: float) -> dict[str, float]:

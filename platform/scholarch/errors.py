@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -25,6 +28,10 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
+
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[str]]:
+        # Errors come back from other processes whole.
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
 
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scholarch import __version__
-from scholarch.cli.sources import Model, exported_teacher, preprocessing_of
+from scholarch.cli.sources import Model, exported_network, preprocessing_of
 from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
 from scholarch.registry.backbone import assemble, save_backbone
@@ -25,10 +26,14 @@ TIMM = "timm_model.py"
 
 def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
     """The backbone that a run gives away; all ranks take part, and all get it."""
-    network = learner.teachers[exported_teacher(recipe)]
+    network = learner.get_submodule(exported_network(recipe))
     assert isinstance(network, Network)
     return Model(
-        recipe.model, whole_state(network.backbone), preprocessing_of(recipe), recipe.data.source, origin
+        recipe.model,
+        whole_state(network.backbone),
+        preprocessing_of(recipe),
+        recipe.data.labelled_source or None,
+        origin,
     )
 
 
@@ -79,7 +84,9 @@ def how_to_load(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, last: Record) -> Registered:
+def register(
+    run: Path, recipe: Recipe, model: Model, data: Sequence[Data], step: int, last: Record
+) -> Registered:
     """Registers a run's backbone with its card; safe to repeat.
 
     Raises:
@@ -89,7 +96,7 @@ def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, las
     card = Card(
         recipe=recipe.name,
         summary=recipe.about,
-        data=[data],
+        data=data,
         evaluations=evaluations,
         facts={
             "Steps": f"{step:,} of {recipe.training.steps:,}",
@@ -97,7 +104,8 @@ def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, las
             "Code": f"scholarch {__version__}",
         },
     )
-    tags = {"recipe": recipe.name, "data_fingerprint": data.fingerprint, "code_version": __version__}
+    fingerprints = ",".join(one.fingerprint for one in data)
+    tags = {"recipe": recipe.name, "data_fingerprint": fingerprints, "code_version": __version__}
     trained = Trained(
         options=model.options,
         weights=model.weights,

@@ -16,13 +16,14 @@ from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
 from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
+from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
-from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
+from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_network
 from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
-from scholarch.registry.tracking import Data, Status, Tracker, known_run, local_uri
+from scholarch.registry.tracking import Status, Tracker, known_run, local_uri
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
 from scholarch.training.assemble import build_trainer
@@ -34,6 +35,7 @@ from scholarch.training.observe import Observer, Outcome
 from scholarch.training.trainer import Probe
 
 TRACKING_SECONDS = 60.0
+LOCK_SECONDS = 60.0
 
 
 class Records:
@@ -78,7 +80,8 @@ class Session:
 
     def _open(self, plan: Plan, held: ExitStack) -> None:
         plan.run.mkdir(parents=True, exist_ok=True)
-        held.enter_context(lock(plan.run))
+        # The first worker of before may live on for a moment, on a machine that was cut off.
+        held.enter_context(lock(plan.run, patience=LOCK_SECONDS if self.request.restarted else 0.0))
         if plan.start is None:
             write_text(plan.run / STATE, json.dumps(_state(plan), indent=1))
         write_text(plan.run / RECIPE, to_yaml(plan.recipe))
@@ -94,7 +97,8 @@ class Session:
             tracker.tags({"mlflow.parentRunId": nested_in})
         tracker.recipe(plain(plan.recipe))
         tracker.tags({"scholarch.version": __version__, "scholarch.world_size": self.world.size})
-        tracker.data(data_of(plan))
+        for data in plan.data:
+            tracker.data(data)
         return tracker
 
     def _finish_tracking(self, status: Status) -> None:
@@ -105,9 +109,10 @@ class Session:
         recipe, world = plan.recipe, self.world
         if settled(recipe.training.workers):
             prepare_workers()
-        observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
         layout, folder = plan.preflight.layout, plan.run / "checkpoints"
-        trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
+        progress = Progress(plan.run, recipe.training.steps, world.size)
+        observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
+        trainer = build_trainer(plan.local, plan.split.train, layout, world, folder, observers)
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
             start = trainer.resume(plan.start)
@@ -117,6 +122,7 @@ class Session:
         outcome, finished = trainer.run(start)
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:
+            progress.write()
             self._hand_over(plan, model, outcome, finished)
         world.barrier()
         return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE
@@ -124,7 +130,7 @@ class Session:
     def _probes(self, plan: Plan, learner: Learner) -> list[Probe]:
         probes: list[Probe] = [Health(self.world)]
         if plan.split.held is not None:
-            probes.append(KnnProbe(plan, learner, exported_teacher(plan.recipe), self.world))
+            probes.append(KnnProbe(plan, learner, exported_network(plan.recipe), self.world))
         return probes
 
     def _hand_over(self, plan: Plan, model: Model, outcome: Outcome, finished: int) -> None:
@@ -145,7 +151,7 @@ class Session:
                 self.tracker.wait(TRACKING_SECONDS)
             self._say(accuracy(plan, records))
             try:
-                done = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
+                done = register(plan.run, plan.recipe, model, plan.data, finished, records[-1])
                 self._say(f"registered {done.name} version {done.version}, alias candidate")
             except (RunFailed, UserError) as error:
                 # The training is whole and exported; only the registry is missing.
@@ -157,17 +163,6 @@ class Session:
     def _say(self, text: str) -> None:
         if self.world.first:
             print(text, file=sys.stderr, flush=True)
-
-
-def data_of(plan: Plan) -> Data:
-    """The run's data set, as MLflow and the model card name it."""
-    source = plan.recipe.data.source
-    return Data(
-        name=source.rstrip("/").rpartition("/")[2],
-        source=source if "/" in source else f"builtin:{source}",
-        fingerprint=plan.split.train.fingerprint(),
-        counts={"pictures": len(plan.split.train), "held_out": len(plan.split.held or ())},
-    )
 
 
 def accuracy(plan: Plan, records: list[Record]) -> str:
@@ -201,5 +196,5 @@ def _state(plan: Plan) -> dict[str, Any]:
     return {
         "scholarch": __version__,
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data_set": asdict(data_of(plan)),
+        "data_sets": [asdict(data) for data in plan.data],
     }

@@ -14,10 +14,11 @@ class MicroBatch:
     """A rank's samples of one micro-batch.
 
     Attributes:
-        views: crops by view, [V, b, C, H, W], normalised.
+        views: crops by view, [V, b, C, H, W], normalised; as VIEW/teacher what teachers see instead.
         masks: by name of the mask, [V, b, N] bool, True = masked.
         positions: places in the global batch, [b] int64; always on the host, where draws are made.
-        sample_ids: numbers within the source of the samples used, [b] int64; on the host too.
+        sample_ids: numbers within the source (of a mixture: all data sets in a row) of the samples used,
+            [b] int64; on the host too.
         broken: "name: reason" of each picture that was replaced, once for each time it was due.
         upscaled: samples whose picture is smaller than the largest crop.
         places: by name of the mask [M] int64, its True places in flattened [V, b, N]: found here, since a

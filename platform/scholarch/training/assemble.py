@@ -13,11 +13,13 @@ from torch.distributed import ProcessGroup
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
 from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
+from scholarch.data.mixture import stream_of
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
-from scholarch.data.stream import SampleStream
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
+from scholarch.errors import UserError
+from scholarch.models.heads import ProjectionHead
 from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
 from scholarch.training.checkpoint import Checkpoints
@@ -37,20 +39,27 @@ def build_terms(recipe: Recipe) -> dict[str, Term]:
     return {name: TERMS[options.kind](options, name) for name, options in recipe.terms.items()}
 
 
-def teacher_model(recipe: Recipe, teacher: str) -> Any:  # noqa: ARG001
-    """Options of a teacher's backbone: the student's."""
-    return recipe.model
+def teacher_model(recipe: Recipe, teacher: str) -> Any:
+    """Options of a teacher's backbone: its own, or the student's."""
+    own = recipe.teachers[teacher].model
+    return recipe.model if own is None else own
 
 
 def teacher_heads(recipe: Recipe, teacher: str, terms: Mapping[str, Term]) -> dict[str, Any]:
-    """Options of the heads that terms read of a teacher."""
+    """Options of the heads that terms read of a teacher: its own, or the student's."""
+    own = recipe.teachers[teacher].heads
     read = {
         output.head
         for term in terms.values()
         if term.options.teacher == teacher
         for output in term.teacher_outputs()
     }
-    return {name: options for name, options in recipe.heads.items() if name in read}
+    heads = recipe.heads if own is None else own
+    return {
+        name: replace(options, patches="shared") if options.patches == "student" else options
+        for name, options in heads.items()
+        if name in read
+    }
 
 
 def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, dict[str, Network]]:
@@ -87,39 +96,59 @@ def build_learner(recipe: Recipe, how: Execution, group: ProcessGroup | None) ->
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        allocate_term(term, recipe, student, how)
+        allocate_term(term, recipe, student, teachers, how)
     return Learner(
         student,
         teachers,
         {name: options.sees for name, options in recipe.teachers.items()},
         terms,
         frozen=[name for name, options in recipe.teachers.items() if options.weights == "frozen"],
+        shown=[view for view, mask in recipe.masks.items() if not mask.hide],
         seed=recipe.seed,
         group=group,
     )
 
 
-def allocate_term(term: Term, recipe: Recipe, student: Network, how: Execution) -> None:
-    """Gives a term its buffers and parameters, where and how the networks are."""
-    outputs = [*term.student_outputs(), *term.teacher_outputs()]
-    term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+def allocate_term(
+    term: Term, recipe: Recipe, student: Network, teachers: Mapping[str, Network], how: Execution
+) -> None:
+    """Gives a term its buffers and parameters, where and how the networks are.
+
+    Raises:
+        UserError: if it cannot compare outputs of these widths.
+    """
+    read = term.teacher_outputs() if term.options.teacher is not None else ()
+    ours = {output: _width(student, output) for output in term.student_outputs()}
+    theirs = {output: _width(teachers[term.options.teacher], output) for output in read}
+    try:
+        term.allocate(ours, theirs, recipe.seed)
+    except ValueError as error:
+        raise UserError(
+            str(error), where=f"terms.{term.name}", fix="change heads.NAME, or choose another teacher"
+        ) from None
     trained = term.trained()
     for module in trained.modules if trained else ():
         place(module, how)
     term.to(how.device)
 
 
-def _width(recipe: Recipe, student: Network, output: Output) -> int:
-    return student.backbone.width if output.head is None else int(recipe.heads[output.head].prototypes)
+def _width(network: Network, output: Output) -> int:
+    if output.head is None:
+        return network.backbone.width
+    head = network.heads[output.head]
+    assert isinstance(head, ProjectionHead)
+    return head.options.prototypes
 
 
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
     """Crops and masks of every step over `source`."""
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
+    patch = recipe.model.patch
     cuts = [
-        Cut(MultiCrop(views, mean, std), _masks(recipe, views), ratio) for ratio, views in view_sets(recipe)
+        Cut(MultiCrop(views, mean, std, patch), _masks(recipe, views), ratio)
+        for ratio, views in view_sets(recipe)
     ]
-    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
+    stream = stream_of(source, recipe.training.global_batch, recipe.seed)
     return StreamDataset(source, stream, *cuts)
 
 

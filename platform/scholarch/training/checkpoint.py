@@ -32,9 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
-from scholarch.models import build_backbone
+from scholarch.models import BackboneOptions, build_backbone
 from scholarch.storage.local import sha256, write_text
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
@@ -180,19 +179,23 @@ class Checkpoints:
             )
 
 
-def teacher_weights(checkpoint: Checkpoint, recipe: Recipe, teacher: str) -> dict[str, Tensor]:
-    """Whole tensors of a teacher's backbone by name; needs no process group.
+def backbone_weights(checkpoint: Checkpoint, options: BackboneOptions, network: str) -> dict[str, Tensor]:
+    """Whole tensors of a backbone by name; needs no process group.
+
+    Args:
+        options: of the backbone.
+        network: "student", or "teachers.NAME".
 
     Raises:
-        UserError: if the checkpoint is damaged or of another architecture than the recipe.
+        UserError: if the checkpoint is damaged or of another architecture.
     """
     if damage := checkpoint.damage():
         raise UserError(
             f"the checkpoint is damaged: {damage}", where=str(checkpoint.path), fix="use another one"
         )
     with torch.device("meta"):
-        names = build_backbone(recipe.model).state_dict()
-    prefix = f"teachers.{teacher}.backbone."
+        names = build_backbone(options).state_dict()
+    prefix = f"{network}.backbone."
     state = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in names.items()}
     check_same_architecture(checkpoint, {"learner": state}, only=f"learner.{prefix}")
     with warnings.catch_warnings():

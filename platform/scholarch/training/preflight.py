@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,20 @@ from pathlib import Path
 import torch
 
 from scholarch.config.schema import Recipe, settled
+from scholarch.data.mixture import Mixture
 from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
+from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
-from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
+from scholarch.training.assemble import (
+    allocate_term,
+    build_networks,
+    build_terms,
+    teacher_model,
+    view_sets,
+)
 from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
 from scholarch.training.estimate import checkpoint_bytes, memory, numel, term_parameters
@@ -71,20 +80,21 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         Learner(student, teachers, {n: t.sees for n, t in recipe.teachers.items()}, terms, seed=recipe.seed)
     except ValueError as error:
         raise UserError(str(error), where="teachers") from None
-    own = term_parameters(recipe, terms, student)
-    sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
+    check_patches(recipe, terms, teachers)
+    own = term_parameters(recipe, terms, student, teachers)
+    sizes = memory(recipe, student, teachers, terms, layout, world.size)
     checkpoint = checkpoint_bytes(recipe, student, saved_teachers(recipe, teachers), own)
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
-    classes = f", {len(source.classes)} classes" if source.classes else ""
     rows = [
-        ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
+        ("data", _data_words(recipe, source)),
         ("views", "; or ".join(_views_words(views) for _, views in view_sets(recipe))),
         (
             "model",
             f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}",
         ),
+        *_frozen_rows(recipe, teachers),
         ("terms", ", ".join(recipe.terms)),
         (
             "world",
@@ -99,7 +109,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
         ("results", str(run)),
     ]
-    return Preflight(rows, _warnings(recipe, look), layout)
+    return Preflight(rows, _warnings(recipe, source, look), layout)
 
 
 def saved_teachers(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
@@ -122,17 +132,15 @@ def check_beginning(recipe: Recipe, fresh: bool) -> None:
         source = find(path, where)
         if isinstance(source, Checkpoint):
             check_transfers([frozen_transfer(recipe, name, teachers[name])], source, where, False)
-        elif teachers[name].heads:
-            raise UserError(f"terms read heads of the teacher {name}, and a file has none", where=where)
         else:
-            check_file(source, teachers[name].backbone, where)
+            check_file(source, teachers[name], where)
     init = recipe.init_from
     if not fresh or init is None:
         return
     found = beginning(recipe)
     if isinstance(found, Checkpoint):
         for term in terms.values():
-            allocate_term(term, recipe, student, Execution(device=torch.device("cpu")))
+            allocate_term(term, recipe, student, teachers, Execution(device=torch.device("cpu")))
         taken = transfers(recipe, student, teachers, terms, found)
         check_transfers(taken, found, "init_from.checkpoint", init.resize_positions)
         if init.goes_on and found.step >= recipe.training.steps:
@@ -171,6 +179,33 @@ def check_views(recipe: Recipe) -> None:
                 where=f"resolutions.{number}.sizes.{name}" if recipe.resolutions else f"views.{name}.size",
                 fix=f"use {near}",
             )
+
+
+def check_patches(recipe: Recipe, terms: Mapping[str, Term], teachers: Mapping[str, Network]) -> None:
+    """Crops must be multiples of the patch of each teacher that sees them, and patches at hand to compare.
+
+    Raises:
+        UserError: naming the teacher or the term.
+    """
+    for name, teacher in teachers.items():
+        patch, ours = teacher.backbone.patch, recipe.model.patch
+        for view in recipe.teachers[name].sees:
+            for size in (sizes[view].size for _, sizes in view_sets(recipe)):
+                if size % patch:
+                    raise UserError(
+                        f"crops {view!r} of {size} pixels do not divide into patches of {patch}, which the "
+                        f"teacher {name} has",
+                        where=f"views.{view}.size",
+                        fix=f"use a multiple of {math.lcm(patch, ours)}",
+                    )
+        for term in terms.values():
+            if term.options.teacher == name and term.same_patches() and patch != ours:
+                raise UserError(
+                    f"the term compares patches with those of the teacher {name}, which are of {patch} pixels "
+                    f"and the student's of {ours}",
+                    where=f"terms.{term.name}.teacher",
+                    fix="choose a teacher with the same patch, or a term that resizes (gram)",
+                )
 
 
 def check_batch(recipe: Recipe, world_size: int) -> Layout:
@@ -218,8 +253,13 @@ def _check_memory(sizes: dict[str, int], world: World) -> None:
         )
 
 
-def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
-    found = []
+def _warnings(recipe: Recipe, source: Source, look: ScanReport) -> list[str]:
+    batch = recipe.training.global_batch
+    found = [
+        f"{part.name} has {len(part.source)} pictures, and homogeneous batches of {batch} show some twice"
+        for part in (source.parts if isinstance(source, Mixture) else ())
+        if part.homogeneous and len(part.source) < batch
+    ]
     largest = max(view.size for _, views in view_sets(recipe) for view in views.values())
     if small := look.smaller_than(largest):
         found.append(
@@ -230,10 +270,8 @@ def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
         found.append(
             f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}"
         )
-    if recipe.training.global_batch < 64:
-        found.append(
-            f"a global batch of {recipe.training.global_batch} is small for these objectives; 64 or more is steadier"
-        )
+    if batch < 64:
+        found.append(f"a global batch of {batch} is small for these objectives; 64 or more is steadier")
     return found
 
 
@@ -245,13 +283,38 @@ def _count(module: torch.nn.Module) -> str:
     return str(count)
 
 
+def _frozen_rows(recipe: Recipe, teachers: Mapping[str, Network]) -> list[tuple[str, str]]:
+    rows = []
+    for name, options in recipe.teachers.items():
+        if options.weights == "frozen":
+            network, origin = teachers[name], options.found.name if options.found else options.checkpoint
+            sizes = f"{_count(network.backbone)} parameters, heads {_count(network.heads)}"
+            rows.append((f"teacher {name}", f"{teacher_model(recipe, name).kind}, {sizes}, frozen: {origin}"))
+    return rows
+
+
 def _views_words(views: Mapping[str, ViewOptions]) -> str:
     return ", ".join(f"{view.crops} {name} of {view.size} px" for name, view in views.items())
 
 
-def _channels(recipe: Recipe) -> str:
+def _data_words(recipe: Recipe, source: Source) -> str:
     channels = recipe.data.channels
-    return f"{channels} channel{'s' if channels != 1 else ''}"
+    each = f"{channels} channel{'s' if channels != 1 else ''}"
+    if not isinstance(source, Mixture):
+        return f"{recipe.data.source}: {_pictures(source)}, {each}"
+    sets = [
+        f"{part.name} {share:.1%} ({_pictures(part.source)}{_alone(part.homogeneous)})"
+        for part, share in zip(source.parts, source.shares, strict=True)
+    ]
+    return f"{'; '.join(sets)}; {each}"
+
+
+def _pictures(source: Source) -> str:
+    return f"{len(source):,} pictures{f', {len(source.classes)} classes' if source.classes else ''}"
+
+
+def _alone(homogeneous: float) -> str:
+    return f", alone in {homogeneous:.1%} of steps" if homogeneous else ""
 
 
 def _batch_words(layout: Layout, world: World) -> str:

@@ -62,22 +62,23 @@ class Stop:
 
 @dataclass
 class Speed:
-    """Images per second and share of time spent waiting for data, over the last steps."""
+    """Images per second, share of time spent waiting for data, and who has the most to do, over the last steps."""
 
     images: int
-    window: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50))
+    window: deque[tuple[float, float, Tensor]] = field(default_factory=lambda: deque(maxlen=50))
 
-    def took(self, seconds: float, waited: float) -> None:
-        self.window.append((seconds, waited))
+    def took(self, seconds: float, waited: float, own: Tensor) -> None:
+        self.window.append((seconds, waited, own))
 
     def metrics(self, remaining: int) -> dict[str, float]:
-        seconds = sum(s for s, _ in self.window)
+        seconds = sum(s for s, _, _ in self.window)
         if not seconds:
             return {}
         return {
             "images_per_second": self.images * len(self.window) / seconds,
-            "data_wait": sum(w for _, w in self.window) / seconds,
+            "data_wait": sum(w for _, w, _ in self.window) / seconds,
             "eta_seconds": remaining * seconds / len(self.window),
+            "slowest_rank": float(torch.stack([own for _, _, own in self.window]).sum(0).argmax()),
         }
 
 
@@ -142,22 +143,26 @@ class Trainer:
         if start == 0:
             self._tell({"step": 0, "time": time.time(), **self._probed(0, StepValues())})
         self.learner.train()
-        with self.stop.listening(), closing(self.loader(start)) as batches:
+        heartbeat = self.world.heartbeat
+        with self.stop.listening(), heartbeat.training(start), closing(self.loader(start)) as batches:
             while finished < steps:
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
                 stopping = self._step(finished, batch, began, waited)
                 finished += 1
+                heartbeat.beat(finished, saved)
                 if finished == steps or stopping or finished % every == 0:
                     self.checkpoints.save(self.learner, self.optimizer, finished)
                     saved = finished
+                    heartbeat.beat(finished, saved)
                 if stopping and finished < steps:
                     return "interrupted", saved
         return "done", finished
 
     def _step(self, step: int, batch: Sequence[MicroBatch], began: float, waited: float) -> bool:
         """One step; True when some rank was asked to stop."""
+        worked = time.thread_time()
         placed = [self._place(part) for part in batch]
         values = self.learner.accumulate(placed, self.layout.bounds, self.recipe.training.global_batch, step)
         names = sorted(values.parts)
@@ -165,17 +170,18 @@ class Trainer:
         # The one wait for the device: nothing is moved before all is known to be finite.
         known = _on_host([*(values.parts[name] for name in names), *clipped.values()])
         mine, norms = known[: len(names)], dict(zip(clipped, known[len(names) :], strict=True))
-        seconds = time.perf_counter() - began
+        # Exchanges make all ranks take equally long: what a rank works and waits for data is its own.
+        own = waited + time.thread_time() - worked
         broken = sorted({name for part in batch for name in part.broken})
         upscaled = sum(part.upscaled for part in batch)
-        row = [*mine, float(self.stop.asked), seconds, waited, float(len(broken)), float(upscaled)]
+        row = [*mine, float(self.stop.asked), own, waited, float(len(broken)), float(upscaled)]
         rows = self.world.gather_row(row)  # [ranks, parts + 5]
         self._check_finite(step, names, rows)
         if bad := [part for part, norm in norms.items() if not math.isfinite(norm)]:
             raise RunFailed(f"step {step}: the gradient of {', '.join(bad)} is not finite; {self._advice()}")
         self.optimizer.step(step)
         self.teachers.step(step)
-        self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()))
+        self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()), rows[:, -4])
         self._count(rows, broken)
         self._record(
             step, dict(zip(names, rows[:, : len(names)].sum(0).tolist(), strict=True)), norms, values

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from scholarch.errors import UserError
-from scholarch.training.checkpoint import committed, newest_whole, teacher_weights
+from scholarch.training.checkpoint import backbone_weights, committed, newest_whole
 from tiny_training import gloo_world, tiny_recipe, tiny_trainer, train
 from torch.distributed import ProcessGroup
 
@@ -101,8 +101,9 @@ def test_another_architecture_is_refused_with_the_list(
     whole_run: tuple[Path, Losses], tmp_path: Path
 ) -> None:
     newest = committed(whole_run[0])[-1]
+    options = tiny_recipe("model.embed_dim=48", "model.registers=0").model
     with pytest.raises(UserError) as caught:
-        teacher_weights(newest, tiny_recipe("model.embed_dim=48", "model.registers=0"), "ema")
+        backbone_weights(newest, options, "teachers.ema")
     text = str(caught.value)
     assert "extra: learner.teachers.ema.backbone.storage_tokens" in text
     assert "shape of learner.teachers.ema.backbone.cls_token: [1, 1, 24], not [1, 1, 48]" in text
@@ -114,7 +115,7 @@ def test_teacher_weights_are_those_of_the_trainer(tmp_path: Path) -> None:
     def both(group: ProcessGroup) -> bool:
         trainer, recipe = tiny_trainer(gloo_world(group), tmp_path, tiny_recipe(*SHORT))
         trainer.run()
-        found = teacher_weights(committed(tmp_path)[-1], recipe, "ema")
+        found = backbone_weights(committed(tmp_path)[-1], recipe.model, "teachers.ema")
         held = dict(trainer.learner.teachers["ema"].backbone.state_dict())
         return all(
             torch.equal(found[name], held[name].full_tensor())

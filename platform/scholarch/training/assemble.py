@@ -73,11 +73,16 @@ def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, 
 
 
 def execution(recipe: Recipe, world: World) -> Execution:
-    """How the recipe's networks are carried out on this world."""
+    """How the recipe's networks are carried out on this world.
+
+    One process has nothing to share out, and FSDP2 would cost it a quarter of a small step
+    (benchmarks/results/step.md); but it is what computes in bf16.
+    """
+    sharded = world.size > 1 or recipe.training.precision == "bf16"
     return Execution(
         device=world.device,
         precision=recipe.training.precision,
-        mesh=world.mesh,
+        mesh=world.mesh if sharded else None,
         compile=recipe.training.compile,
         activation_checkpointing=recipe.training.activation_checkpointing,
     )

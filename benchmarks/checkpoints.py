@@ -116,7 +116,9 @@ def measure(width: int, depth: int, address: str) -> dict[str, Any]:
                     bench.save(way)  # starts the process
                 found.append(bench.save(way))
         trainer.checkpoints.wait()
-        size = sum(e.bytes for e in open_objects(address).entries("step-")) // (recipe.training.keep_checkpoints)
+        size = sum(e.bytes for e in open_objects(address).entries("step-")) // (
+            recipe.training.keep_checkpoints
+        )
         return {
             "width": width,
             "depth": depth,
@@ -133,8 +135,10 @@ def table(result: dict[str, Any]) -> str:
     """Markdown."""
     quiet = result["quiet_step"]
     lines = [
-        f"ViT of width {result['width']}, {result['depth']} blocks; {result['checkpoint_mib']} MiB a checkpoint; "
-        f"a step without a save takes {quiet:.3f} s (median).",
+        (
+            f"ViT of width {result['width']}, {result['depth']} blocks; {result['checkpoint_mib']} MiB a checkpoint; "
+            f"a step without a save takes {quiet:.3f} s (median)."
+        ),
         "",
         "| save | training waits, s | in steps | whole after, s | a step meanwhile |",
         "| --- | --- | --- | --- | --- |",

@@ -12,16 +12,12 @@ import math
 import warnings
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scholarch.data.source import BrokenPicture
-
-try:
-    import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
-except ImportError:  # there are no wheels for some platforms; Pillow reads the same files
-    simplejpeg = None  # type: ignore[assignment, unused-ignore]
 
 _COMMON = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".jp2"})
 SUFFIXES = _COMMON | {".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".npy"}
@@ -70,7 +66,7 @@ def _pixels(data: bytes) -> np.ndarray:
     # IHDR: bit depth at byte 24, colour type (2: RGB, 4: grey with alpha, 6: RGBA) at byte 25.
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6):
         return _deep_png(data)
-    if data[:3] == b"\xff\xd8\xff" and simplejpeg is not None:
+    if data[:3] == b"\xff\xd8\xff":
         pixels = _jpeg(data)
         if pixels is not None:
             return pixels

@@ -263,7 +263,6 @@ def jpegs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", jpegs())
 def test_fast_jpeg_equals_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("simplejpeg")
     data = jpegs()[name]
 
     def outcome() -> torch.Tensor | str:
@@ -284,7 +283,6 @@ def test_fast_jpeg_equals_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_fast_jpeg_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("simplejpeg")
     monkeypatch.setattr("scholarch.data.decode._pillow", None)
     for name in ("colour", "coarse colour", "progressive", "grey", "upright"):
         assert decode(jpegs()[name], name).shape[1:] == (HEIGHT, WIDTH)

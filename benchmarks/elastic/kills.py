@@ -54,19 +54,23 @@ def kill_at_random(process: Process, run: Path, steps: int, kills: int, seed: in
     return found
 
 
-def state(run: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the newest checkpoint: student, teachers, optimizers, counters."""
+def state(run: Path) -> dict[str, Any]:
+    """All tensors and numbers of the newest checkpoint: student, teachers, optimizers, counters."""
     checkpoint = committed(run / "checkpoints")[-1]
     shapes = saved_shapes(checkpoint)
-    flat = {key: torch.full(shape, torch.nan) for key, shape in shapes.items()}
+    flat: dict[str, Any] = {key: torch.full(shape, torch.nan) for key, shape in shapes.items()}
     load(flat, checkpoint_id=checkpoint.path, no_dist=True)
     return flat
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def compare(killed: Path, untouched: Path) -> dict[str, bool]:
     """What is equal to the last bit."""
     a, b = state(killed), state(untouched)
-    same = set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
+    same = set(a) == set(b) and all(_equal(a[key], b[key]) for key in a)
     weights = "export/backbone.safetensors"
     losses = [[(r["step"], r["loss/total"]) for r in records(run)] for run in (killed, untouched)]
     return {

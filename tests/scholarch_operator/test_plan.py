@@ -104,6 +104,18 @@ def test_no_key_is_unknown_to_kubernetes(name: str) -> None:
         assert api.sanitize_for_serialization(model) == manifest
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_launcher_takes_its_arguments(name: str) -> None:
+    from scholarch.training.launch import _parse
+
+    (job,) = first(**CASES[name]).create
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    request = _parse(container["args"])
+    assert request.grace < job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert request.nodes[1] >= job["spec"]["completions"]
+    assert request.arguments[0] in ("pretrain", "evaluate")
+
+
 def test_names_of_the_longest_run_fit() -> None:
     run = replace(a_run(nodes={"min": 1024, "max": 1024}), name="a" * 44)
     done = plan(replace(run, status=run.status.model_copy(update={"attempt": 9999})), seen(), SETTINGS)

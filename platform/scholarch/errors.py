@@ -43,3 +43,9 @@ class RunFailed(Exception):  # noqa: N818 - it names what happened, as UserError
     """A run that cannot go on and that no changed argument would mend; the command exits with 1."""
 
     exit_code = EXIT_FAILED
+
+
+class SaveFailed(RunFailed):
+    """A checkpoint could not be written; those before it stand, and the run can be resumed (exit code 75)."""
+
+    exit_code = EXIT_INTERRUPTED

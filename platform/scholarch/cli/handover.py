@@ -15,7 +15,7 @@ from scholarch.registry.backbone import assemble, save_backbone
 from scholarch.registry.card import Card
 from scholarch.registry.models import Registered, Trained, register_backbone
 from scholarch.registry.outbox import Data
-from scholarch.storage.local import write_text
+from scholarch.storage.local import check_writable, write_text
 from scholarch.storage.records import Record
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Network, whole_state
@@ -69,6 +69,19 @@ def _write_timm(model: Model, folder: Path) -> None:
         f"# then (picture - mean) / std with mean {seen.mean} and std {seen.std}.\n"
     )
     write_text(folder / TIMM, f"{note}{found.snippet(TIMM_WEIGHTS)}\n")
+
+
+def export_to(model: Model, folder: Path) -> str:
+    """Writes a backbone into a new or empty folder; gives what to type to load it.
+
+    Raises:
+        UserError: if the folder is not empty or cannot be written to.
+    """
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError("is not empty", where=str(folder), fix="name a new folder with --to")
+    write_export(model, folder)
+    return how_to_load(folder)
 
 
 def how_to_load(folder: Path) -> str:

@@ -11,7 +11,8 @@ from scholarch.errors import EXIT_DONE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "model", help="a run's folder, an export folder, models:/NAME@ALIAS, or a file of released weights"
+        "model",
+        help="a run, an export folder or a file of released weights (each also under s3://), or models:/NAME@ALIAS",
     )
     parser.add_argument("picture", type=Path, help="a picture file")
     parser.add_argument(

@@ -48,7 +48,7 @@ def settle(recipe: Recipe, saved: Recipe | None, world: World) -> tuple[Recipe, 
 
 def local(recipe: Recipe, places: Places) -> Recipe:
     """The recipe with every checkpoint that was found named by its folder or file on this machine."""
-    return _changed(recipe, {name: {"checkpoint": str(place.path)} for name, place in places.items()})
+    return _changed(recipe, {name: {"checkpoint": place.address} for name, place in places.items()})
 
 
 def of_teachers(recipe: Recipe) -> tuple[Recipe, list[str]]:

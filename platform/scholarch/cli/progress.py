@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from scholarch.storage.local import write_text
-from scholarch.training.checkpoint import committed
 
 PROGRESS_NAME = "progress.json"
 APART_SECONDS = 15.0
@@ -25,10 +24,14 @@ class Progress:
         run: the run's folder.
         total: steps of the run.
         world_size: workers.
+
+    Attributes:
+        committed: finished steps of the newest checkpoint; None: there is none.
     """
 
     def __init__(self, run: Path, total: int, world_size: int) -> None:
         self.run, self.total, self.world_size = run, total, world_size
+        self.committed: Callable[[], int | None] = lambda: None
         self._record: Mapping[str, float] = {}
         self._written = -APART_SECONDS
 
@@ -42,17 +45,17 @@ class Progress:
 
     def write(self) -> None:
         """Writes the file now, of the last record."""
-        record, saved = self._record, committed(self.run / "checkpoints")
+        record, saved = self._record, self.committed()
         slowest = record.get("slowest_rank")
         content = {
-            "step": int(record.get("step", saved[-1].step if saved else 0)),
+            "step": int(record.get("step", saved or 0)),
             "total": self.total,
             "loss": record.get("loss/total"),
             "images_per_second": record.get("images_per_second"),
             "eta_seconds": record.get("eta_seconds"),
             "slowest_rank": None if slowest is None else int(slowest),
             "world_size": self.world_size,
-            "checkpoint": saved[-1].step if saved else None,
+            "checkpoint": saved,
             "time": time.time(),
         }
         write_text(self.run / PROGRESS_NAME, json.dumps(content))

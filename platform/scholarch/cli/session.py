@@ -109,14 +109,16 @@ class Session:
         recipe, world = plan.recipe, self.world
         if settled(recipe.training.workers):
             prepare_workers()
-        layout, folder = plan.preflight.layout, plan.run / "checkpoints"
+        layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
         progress = Progress(plan.run, recipe.training.steps, world.size)
         observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
-        trainer = build_trainer(plan.local, plan.split.train, layout, world, folder, observers)
+        trainer = build_trainer(plan.local, plan.split.train, layout, world, plan.checkpoints, observers)
+        trainer.checkpoints.before_commit = self.request.before_commit
+        progress.committed = lambda: trainer.checkpoints.committed or start or None
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
             start = trainer.resume(plan.start)
-            self._say(f"resumed from step {start} of {plan.run}")
+            self._say(f"resumed from step {start} of {plan.address}")
         else:
             start = trainer.begin()
         outcome, finished = trainer.run(start)
@@ -144,7 +146,7 @@ class Session:
             self.tracker.file(path, "report")
         if outcome == "interrupted":
             steps = plan.recipe.training.steps
-            self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}")
+            self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.address}")
         else:
             write_export(model, plan.run / EXPORT)
             if not self.tracker.trouble:
@@ -178,16 +180,16 @@ def accuracy(plan: Plan, records: list[Record]) -> str:
 
 def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     """What to type next, by what it does."""
-    run = plan.run
-    commands = {"see the report": f"open {run}/report/index.html"}
+    run = plan.address
+    commands = {"see the report": f"open {plan.run}/report/index.html"}
     if outcome == "interrupted":
-        whole = run.parent.parent if run.parent.name == STAGES else run
+        whole = run.partition(f"/{STAGES}/")[0]
         commands["go on"] = f"scholarch pretrain --run {whole} --resume"
     else:
         commands["evaluate"] = f"scholarch evaluate {run}"
         commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        commands["see MLflow"] = f"mlflow ui --backend-store-uri {local_uri(run)}"
+        commands["see MLflow"] = f"mlflow ui --backend-store-uri {local_uri(plan.run)}"
     commands["your own pictures"] = "scholarch pretrain data=FOLDER"
     return commands
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from scholarch.models.released import RELEASED, Released, released_by_file
 from scholarch.models.weights import import_backbone
 from scholarch.registry.backbone import OPTIONS_NAME, WEIGHTS_NAME, Preprocessing, describe
 from scholarch.storage.local import sha256
+from scholarch.storage.mirror import copied, copies
+from scholarch.storage.objects import is_s3, joined, open_objects
 from scholarch.training.checkpoint import MANIFEST, Checkpoint, backbone_weights
-from scholarch.training.initial import find, read_weights
+from scholarch.training.initial import STAGES, WEIGHTS, find, read_weights
 from scholarch.training.recipe import recipe_from
 
 EXPORT = "export"
@@ -51,7 +54,7 @@ class Place:
     """A model that was found; its weights are not read yet.
 
     Attributes:
-        path: a checkpoint's folder, or a file of weights.
+        address: of a checkpoint, or a file of weights on this machine.
         name: what it is: a version's address, an export, a checkpoint's folder or a file.
         origin: the same in words.
         options: of the backbone; None: it does not tell.
@@ -61,7 +64,7 @@ class Place:
         network: of a run's checkpoint, the one that it gives away.
     """
 
-    path: Path
+    address: str
     name: str
     origin: str
     options: BackboneOptions | None = None
@@ -72,7 +75,9 @@ class Place:
 
     def sha256(self) -> str:
         """Of the file, or of the checkpoint's manifest, which holds those of its files."""
-        return sha256(self.path / MANIFEST if self.path.is_dir() else self.path)
+        if self.network:
+            return hashlib.sha256(open_objects(self.address).read(MANIFEST)).hexdigest()
+        return sha256(Path(self.address))
 
 
 def exported_network(recipe: Recipe) -> str:
@@ -102,26 +107,57 @@ class OpenRun:
     step: int
 
 
-def open_run(folder: Path) -> OpenRun:
-    """Reads a run's recipe and newest whole checkpoint; of several stages, the last one that has any.
+def open_run(run: str | Path) -> OpenRun:
+    """Reads a run's recipe and newest whole checkpoint; of several stages, the last one's that has any.
+
+    Args:
+        run: its folder or `s3://` address.
 
     Raises:
         UserError: if it is no run, or has no whole checkpoint.
     """
-    found = find(str(folder), "")
-    recipe = _recipe_of(found) if isinstance(found, Checkpoint) else None
-    if not isinstance(found, Checkpoint) or recipe is None:
-        raise UserError("holds no run", where=str(folder), fix="name a run's folder")
-    return OpenRun(recipe, _opened(_checkpoint(found)), found.step)
+    found = find(str(run), "")
+    if not isinstance(found, Checkpoint):
+        raise UserError("holds no run", where=str(run), fix="name a run's folder")
+    return opened_at(found)
+
+
+def opened_at(checkpoint: Checkpoint) -> OpenRun:
+    """The backbone that a run gives away, as it was at a checkpoint.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or stands in no run.
+    """
+    recipe = _recipe_of(checkpoint)
+    if recipe is None:
+        raise UserError("holds no run", where=_run_of(checkpoint), fix="name a run's folder")
+    return OpenRun(recipe, _opened(_checkpoint(checkpoint)), checkpoint.step)
+
+
+def run_address(run: str | Path) -> str:
+    """Address of a run; of one of several stages, that of the last one that has begun.
+
+    Raises:
+        UserError: if it is no run.
+    """
+    objects = open_objects(str(run))
+    objects.check()
+    begun = [name for name in objects.children(STAGES) if objects.entry(f"{STAGES}/{name}/{RECIPE}")]
+    address = joined(objects.address, STAGES, begun[-1]) if begun else objects.address
+    if open_objects(address).entry(RECIPE) is None:
+        what = "holds no run and no exported backbone" if objects.children() else "does not exist"
+        raise UserError(what, where=str(run), fix="name a run's folder or s3:// address")
+    return address
 
 
 def find_model(name: str, where: str = "") -> Place:
     """The model that `name` stands for.
 
     Args:
-        name: a run's folder (its newest whole checkpoint) or one of its checkpoints, a folder with an
-            exported backbone, an address of the registry such as `models:/demo-digits@candidate`, or a
-            file of weights, which tells its architecture if it has its released name.
+        name: a run (its newest whole checkpoint) or one of its checkpoints, a folder with an exported
+            backbone, or a file of weights, which tells its architecture if it has its released name; each
+            on this machine or under `s3://`; or an address of the registry such as
+            `models:/demo-digits@candidate`.
         where: the argument or key that it stands in, for the message.
 
     Raises:
@@ -131,8 +167,13 @@ def find_model(name: str, where: str = "") -> Place:
         from scholarch.registry.models import download
 
         return _export(*download(name))
-    if (Path(name) / OPTIONS_NAME).is_file():
-        return _export(Path(name), name)
+    if not (is_s3(name) and name.endswith(WEIGHTS)) and open_objects(name).entry(OPTIONS_NAME):
+        folder = Path(name)
+        if is_s3(name):
+            kept = copies() / hashlib.sha256(name.encode()).hexdigest()[:12]
+            kept.mkdir(exist_ok=True)
+            folder = copied(name, kept)
+        return _export(folder, name)
     found = find(name, where)
     return _file(found) if isinstance(found, Path) else _checkpoint(found)
 
@@ -153,32 +194,41 @@ def _opened(place: Place) -> Model:
             "cannot tell the architecture: there is no recipe.yaml beside this checkpoint"
             if place.network
             else "cannot tell the architecture from this file's name",
-            where=str(place.path),
+            where=place.address,
             fix="name a run's folder" if place.network else named,
         )
     weights: Mapping[str, Tensor]
     if place.network:
-        weights = backbone_weights(Checkpoint(place.path, 0), place.options, place.network)
+        weights = backbone_weights(Checkpoint(place.address, 0), place.options, place.network)
     else:
         backbone = build_backbone(place.options)
-        import_backbone(backbone, read_weights(place.path), where=str(place.path))
+        import_backbone(backbone, read_weights(Path(place.address)), where=place.address)
         weights = backbone.state_dict()
     return Model(place.options, weights, place.preprocessing, place.data, place.origin)
 
 
+def _run_of(checkpoint: Checkpoint) -> str:
+    if is_s3(checkpoint.address):
+        return checkpoint.address.rsplit("/", 2)[0]
+    return str(Path(checkpoint.address).parent.parent)
+
+
 def _recipe_of(checkpoint: Checkpoint) -> Recipe | None:
-    path = checkpoint.path.parent.parent / RECIPE
-    return recipe_from(parse_yaml(path.read_text()), where=str(path)) if path.is_file() else None
+    try:
+        text = open_objects(_run_of(checkpoint)).read(RECIPE).decode()
+    except FileNotFoundError:
+        return None
+    return recipe_from(parse_yaml(text), where=joined(_run_of(checkpoint), RECIPE))
 
 
 def _checkpoint(found: Checkpoint) -> Place:
-    recipe, run = _recipe_of(found), found.path.parent.parent
-    origin = f"{run.name}, step {found.step}"
+    recipe, run = _recipe_of(found), _run_of(found)
+    origin = f"{run.rpartition('/')[2]}, step {found.step}"
     if recipe is None:
-        return Place(found.path, str(found.path), origin, network="student")
+        return Place(found.address, found.address, origin, network="student")
     return Place(
-        found.path,
-        str(found.path),
+        found.address,
+        found.address,
         origin,
         options=recipe.model,
         heads=recipe.heads,
@@ -191,10 +241,10 @@ def _checkpoint(found: Checkpoint) -> Place:
 def _file(path: Path) -> Place:
     name = path.stem if path.stem in RELEASED else released_by_file(path.name)
     if name is None:
-        return Place(path, str(path), path.name)
+        return Place(str(path), str(path), path.name)
     entry = RELEASED[name]
     return Place(
-        path, str(path), path.name, options=entry.options, preprocessing=_released_preprocessing(entry)
+        str(path), str(path), path.name, options=entry.options, preprocessing=_released_preprocessing(entry)
     )
 
 
@@ -206,4 +256,4 @@ def _released_preprocessing(entry: Released) -> Preprocessing:
 
 def _export(folder: Path, name: str) -> Place:
     options, preprocessing = describe(folder)
-    return Place(folder / WEIGHTS_NAME, name, name, options=options, preprocessing=preprocessing)
+    return Place(str(folder / WEIGHTS_NAME), name, name, options=options, preprocessing=preprocessing)

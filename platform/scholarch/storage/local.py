@@ -45,7 +45,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            _raise_plainly(error, path)
+            plainly(error, str(path))
         raise
 
 
@@ -76,7 +76,7 @@ def append_line(path: Path, line: str) -> None:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     except OSError as error:
-        _raise_plainly(error, path)
+        plainly(error, str(path))
 
 
 def sha256(path: Path) -> str:
@@ -113,7 +113,7 @@ def _acquire(path: Path, until: float) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            _raise_plainly(error, path)
+            plainly(error, str(path))
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,12 +219,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _raise_plainly(error: OSError, path: Path) -> None:
+def plainly(error: OSError, where: str) -> None:
+    """Raises a UserError in place of `error` where it is of a kind that a person can mend."""
     if error.errno in _FULL:
-        raise UserError("the disk is full", where=str(path), fix="free some space and resume") from error
+        raise UserError("the disk is full", where=where, fix="free some space and resume") from error
     if error.errno in _READ_ONLY:
         raise UserError(
             f"cannot be written ({error.strerror})",
-            where=str(path),
+            where=where,
             fix="change the permissions, or name another folder",
         ) from error

@@ -22,7 +22,6 @@ from scholarch.errors import UserError
 from scholarch.models.heads import ProjectionHead
 from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
-from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
@@ -30,6 +29,7 @@ from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
+from scholarch.training.saving import Checkpoints
 from scholarch.training.teachers import Teachers
 from scholarch.training.trainer import Trainer
 
@@ -73,11 +73,16 @@ def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, 
 
 
 def execution(recipe: Recipe, world: World) -> Execution:
-    """How the recipe's networks are carried out on this world."""
+    """How the recipe's networks are carried out on this world.
+
+    One process has nothing to share out, and FSDP2 would cost it a quarter of a small step
+    (benchmarks/results/step.md); but it is what computes in bf16.
+    """
+    sharded = world.size > 1 or recipe.training.precision == "bf16"
     return Execution(
         device=world.device,
         precision=recipe.training.precision,
-        mesh=world.mesh,
+        mesh=world.mesh if sharded else None,
         compile=recipe.training.compile,
         activation_checkpointing=recipe.training.activation_checkpointing,
     )
@@ -203,7 +208,7 @@ def build_trainer(
     source: Source,
     layout: Layout,
     world: World,
-    checkpoints: Path,
+    checkpoints: str | Path,
     observers: Sequence[Observer] = (),
 ) -> Trainer:
     """A trainer at the start of its run, with everything it needs; all ranks take part.
@@ -212,7 +217,7 @@ def build_trainer(
         recipe: resolved, without `auto`.
         source: what is trained on.
         layout: from `layout.plan_layout`.
-        checkpoints: folder for them.
+        checkpoints: address for them.
         observers: told on rank 0.
     """
     learner = build_learner(recipe, execution(recipe, world), world.group)

@@ -73,6 +73,10 @@ class Heartbeat:
         """`step` steps are finished; those up to `committed` are in a checkpoint."""
         self._write(step, committed, STEPPING)
 
+    def committed(self, step: int) -> None:
+        """Those up to `step` are in a checkpoint."""
+        self._write(self._last.step, step, self._last.phase)
+
     @contextmanager
     def training(self, start: int) -> Iterator[None]:
         """The time of the steps, from `start` finished and committed ones on."""

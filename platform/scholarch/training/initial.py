@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,13 @@ from scholarch.models.positions import resample
 from scholarch.models.released import RELEASED
 from scholarch.models.vit import VisionTransformer
 from scholarch.models.weights import has_head, import_backbone, import_head
+from scholarch.storage.dcp import reader
+from scholarch.storage.mirror import copies
+from scholarch.storage.objects import is_s3, joined, open_objects
 from scholarch.training.checkpoint import (
     MANIFEST,
     Checkpoint,
-    Checkpoints,
+    load_optimizer,
     mismatches,
     newest_whole,
     saved_shapes,
@@ -37,6 +41,8 @@ from scholarch.training.optimizer import Optimizer
 
 STAGES = "stages"
 """Folder of a run of several stages; each in it is a run of its own, in the order of their names."""
+WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+"""How the names of files of weights end."""
 _WHOLE = StateDictOptions(full_state_dict=True)
 _POSITIONS = "pos_embed"
 
@@ -45,27 +51,30 @@ def find(name: str, where: str) -> Checkpoint | Path:
     """The checkpoint or file of weights that `name` stands for.
 
     Args:
-        name: a run (its newest whole checkpoint; of several stages, the last one's), a folder
-            `step-*` of one, or a file of released weights.
+        name: a run (its newest whole checkpoint; of several stages, the last one's), a checkpoint
+            `step-*` of one, or a file of released weights; on this machine or under `s3://`.
         where: key of the recipe, for the message.
 
     Raises:
         UserError: if there is no such thing, or nothing whole in it.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if (path / MANIFEST).is_file():
-        checkpoint = Checkpoint(path, int(json.loads((path / MANIFEST).read_text())["step"]))
+    if is_s3(name) and name.endswith(WEIGHTS):
+        return fetched(name, where)
+    if Path(name).is_file():
+        return Path(name)
+    objects = open_objects(name)
+    if objects.entry(MANIFEST):
+        checkpoint = Checkpoint(objects.address, int(json.loads(objects.read(MANIFEST))["step"]))
         if damage := checkpoint.damage():
-            raise UserError(f"the checkpoint {path} is damaged: {damage}", where=where, fix="use another one")
+            raise UserError(f"the checkpoint {name} is damaged: {damage}", where=where, fix="use another one")
         return checkpoint
-    for folder in (*sorted((path / STAGES).glob("*"), reverse=True), path):
-        if found := newest_whole(folder / "checkpoints"):
+    stages = [f"{STAGES}/{stage}" for stage in sorted(objects.children(STAGES), reverse=True)]
+    for run in (*stages, ""):
+        if found := newest_whole(joined(objects.address, *filter(None, [run]), "checkpoints")):
             return found
     what = "does not exist"
-    if path.is_dir():
-        began = any((path / part).is_dir() for part in (STAGES, "checkpoints"))
+    if there := objects.children():
+        began = {STAGES, "checkpoints"} & set(there)
         what = "has no whole checkpoint" if began else "holds no run and no exported backbone"
     fix = (
         "name a run's folder, an export folder, models:/NAME@ALIAS, or a .pth or .safetensors file of weights"
@@ -73,6 +82,20 @@ def find(name: str, where: str) -> Checkpoint | Path:
     if name in RELEASED:
         fix = f"that is released weights' name: name their file, {RELEASED[name].file or name}-*.pth"
     raise UserError(f"{name} {what}", where=where, fix=fix)
+
+
+def fetched(name: str, where: str) -> Path:
+    """A copy of a file of weights in S3, which is kept while the process lives."""
+    prefix, _, last = name.rpartition("/")
+    objects = open_objects(prefix)
+    entry = objects.entry(last)
+    if entry is None:
+        raise UserError(f"{name} does not exist", where=where, fix="name a run, or a file of weights")
+    path = copies() / hashlib.sha256(name.encode()).hexdigest()[:12] / last
+    if not path.is_file() or path.stat().st_size != entry.bytes:
+        path.parent.mkdir(exist_ok=True)
+        objects.download(last, path)
+    return path
 
 
 def beginning(recipe: Recipe) -> Checkpoint | Path | None:
@@ -133,7 +156,7 @@ def transfers(
     if not there(f"learner.{own}."):
         known = sorted({key.split(".")[2] for key in saved if key.startswith("learner.teachers.")})
         raise UserError(
-            f"there is no teacher {init.student!r} in {source.path}",
+            f"there is no teacher {init.student!r} in {source.address}",
             where="init_from.student",
             fix=f"choose student or {', '.join(known)}",
         )
@@ -178,7 +201,7 @@ def check_transfers(found: list[Transfer], source: Checkpoint, where: str, resiz
         wanted |= {key: tuple(state[n].shape) for n, key in transfer.keys.items() if n not in passed}
     if lines := mismatches({key: shape for key, shape in saved.items() if key in wanted}, wanted):
         raise UserError(
-            f"{source.path} does not fit this recipe\n{lines}",
+            f"{source.address} does not fit this recipe\n{lines}",
             where=where,
             fix="give the teacher the model and heads of that run, or name the run's folder, which tells them"
             if where.startswith("teachers.")
@@ -239,7 +262,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: Checkpoints) -> int:
+def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer) -> int:
     """Fills a new run's networks as `init_from` says; all ranks take part.
 
     Returns:
@@ -262,7 +285,7 @@ def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: C
         _carry_out(transfer, source)
     if not init.goes_on:
         return 0
-    checkpoints.load_optimizer(source, learner, optimizer)
+    load_optimizer(source, learner, optimizer)
     return source.step
 
 
@@ -332,7 +355,7 @@ def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load({"learner": tensors}, checkpoint_id=source.path, no_dist=not dist.is_initialized())
+        load({"learner": tensors}, storage_reader=reader(source.data()), no_dist=not dist.is_initialized())
     state |= {name: tensors[key.removeprefix("learner.")] for name, key in transfer.keys.items()}
     resized: dict[str, Any] = {}
     for name in other_grid:

@@ -17,6 +17,7 @@ from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
 from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
+from scholarch.storage.objects import is_s3
 from scholarch.training.assemble import (
     allocate_term,
     build_networks,
@@ -65,8 +66,15 @@ class Preflight:
         return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
 
 
-def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: Path) -> Preflight:
+def check(
+    recipe: Recipe, source: Source, look: ScanReport, world: World, run: Path, address: str
+) -> Preflight:
     """Checks a resolved recipe against the data, the machine and the target.
+
+    Args:
+        recipe, source, look, world: of the run.
+        run: folder of the run's small files.
+        address: of the run; checkpoints go there.
 
     Raises:
         UserError: the first thing that cannot work.
@@ -84,7 +92,10 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     own = term_parameters(recipe, terms, student, teachers)
     sizes = memory(recipe, student, teachers, terms, layout, world.size)
     checkpoint = checkpoint_bytes(recipe, student, saved_teachers(recipe, teachers), own)
-    check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
+    if world.device.type == "cpu":  # else it is in the host's memory
+        sizes["checkpoint being written"] = checkpoint // world.size
+    kept_here = 0 if is_s3(address) else recipe.training.keep_checkpoints + 1
+    check_free(run, checkpoint * kept_here + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
     rows = [
@@ -107,7 +118,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
             f"about {readable_size(sum(sizes.values()))} a process, of {readable_size(_available(world))} free",
         ),
         ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
-        ("results", str(run)),
+        ("results", address),
     ]
     return Preflight(rows, _warnings(recipe, source, look), layout)
 

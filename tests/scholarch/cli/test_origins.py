@@ -62,19 +62,19 @@ def test_a_run_tells_model_and_heads_of_the_teacher(first: Path, capsys: pytest.
     assert main([*DIGITS, *distilled(run), "training.checkpoint_every=1"]) == 0
     assert "teacher big vit, " in " ".join(capsys.readouterr().err.split())
     teacher = saved()["teachers"]["big"]
-    newest = committed(Path("teacher/checkpoints"))[-1].path
+    newest = committed(Path("teacher/checkpoints"))[-1].address
     assert teacher["found"] == {"name": str(newest), "sha256": sha256(newest / "manifest.json")}
     assert teacher["model"]["embed_dim"] == 24  # type: ignore[index]
     assert sorted(teacher["heads"]) == ["dino", "ibot"]  # type: ignore[call-overload]
     assert load_file("new/export/backbone.safetensors")["cls_token"].shape[-1] == 16
     # As if killed after the first step, while the teacher's run has gone on.
-    shutil.rmtree(committed(Path("new/checkpoints"))[-1].path)
+    shutil.rmtree(committed(Path("new/checkpoints"))[-1].address)
     later = shutil.copytree(newest, newest.with_name("step-000000009"))
     again = ("pretrain", "--run", "new", "--resume")
     assert main([*again]) == 0
     assert saved()["teachers"]["big"] == teacher
     shutil.rmtree(later)
-    shutil.rmtree(committed(Path("new/checkpoints"))[-1].path)
+    shutil.rmtree(committed(Path("new/checkpoints"))[-1].address)
     (newest / "manifest.json").write_text((newest / "manifest.json").read_text() + " ")
     capsys.readouterr()
     assert main([*again]) == 2

@@ -55,7 +55,7 @@ class Cluster:
         """
         version = body["metadata"]["resourceVersion"]
         if todo.status != RunStatus.parse(body.get("status")) or not body.get("status"):
-            version = self.write_status(run, version, todo.status)
+            version = self.write_status(run.namespace, run.name, version, todo.status)
         for reason, message in todo.events:
             self.tell(run, reason, message)
         for manifest in todo.apply:
@@ -72,7 +72,7 @@ class Cluster:
             options = {"propagationPolicy": "Background", "preconditions": {"uid": run.uid}}
             self._runs().delete(name=run.name, namespace=run.namespace, body=options)
 
-    def write_status(self, run: Run, version: str, status: RunStatus) -> str:
+    def write_status(self, namespace: str, run: str, version: str, status: RunStatus) -> str:
         """Writes the status onto the run that was looked at; gives its new version.
 
         Raises:
@@ -85,8 +85,8 @@ class Cluster:
         try:
             written = self._runs().status.patch(
                 body=patch,
-                name=run.name,
-                namespace=run.namespace,
+                name=run,
+                namespace=namespace,
                 content_type="application/json-patch+json",
                 _request_timeout=TIMEOUT_SECONDS,
             )

@@ -58,6 +58,21 @@ def next_status(run: Run, observed: Observed, decision: Decision) -> RunStatus:
     )
 
 
+def unreadable(status: RunStatus, message: str, now: datetime) -> RunStatus:
+    """The status of a run whose spec this operator does not understand: what runs goes on, and it is said."""
+    before = status.condition("Scheduled")
+    same = before is not None and before.status == "False"
+    said = Condition(
+        type="Scheduled",
+        status="False",
+        reason="InvalidSpec",
+        message=message[:MESSAGE_LENGTH],
+        last_transition_time=before.last_transition_time if before and same else now,
+    )
+    others = [condition for condition in status.conditions if condition.type != "Scheduled"]
+    return status.model_copy(update={"conditions": [*others, said]})
+
+
 def _first_start(pods: Iterable[Pod]) -> datetime | None:
     return min((pod.started for pod in pods if pod.started), default=None)
 

@@ -12,12 +12,14 @@ from scholarch.errors import UserError
 from urllib3.exceptions import HTTPError
 
 from scholarch_operator.cluster import Cluster, OutdatedError, refusal
+from scholarch_operator.conditions import unreadable
 from scholarch_operator.gang import API
 from scholarch_operator.metrics import RECONCILE_SECONDS, RECONCILES
 from scholarch_operator.observed import Body, Job, Observed, Pod, Run
 from scholarch_operator.plan import plan
 from scholarch_operator.progress import ProgressReader
 from scholarch_operator.settings import Settings
+from scholarch_operator.status import RunStatus
 
 PERIOD_SECONDS = 15.0
 """For what no event tells: progress, and time that has passed."""
@@ -96,18 +98,21 @@ class Controller:
         RECONCILES.labels(outcome).inc()
 
     def _reconcile(self, key: Key, body: Body, jobs: list[Job], pods: list[Pod]) -> None:
+        now = datetime.now(UTC).replace(microsecond=0)
         try:
             run = Run.parse(body)
-        except UserError as error:
-            # Written under another version of the CRD; what runs goes on.
-            logger.warning("%s/%s: %s", *key, error)
+        except UserError as error:  # written under another version of the CRD
+            before = RunStatus.parse(body.get("status"))
+            status = unreadable(before, str(error), now)
+            if status != before:
+                self._cluster.write_status(*key, body["metadata"]["resourceVersion"], status)
             return
         progress, known = None, True
         if pods and not run.status.finished:
             progress, known = self._progress.read(run.spec)
         api = API.get(run.spec.gang.backend, "")
         observed = Observed(
-            now=datetime.now(UTC).replace(microsecond=0),
+            now=now,
             jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
             pods=tuple(sorted(pods, key=lambda pod: (pod.attempt, pod.index, pod.name))),
             progress=progress,

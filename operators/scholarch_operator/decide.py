@@ -23,6 +23,8 @@ FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(minutes=1), timedelta(hours=1)
 POISONED_BY = 2
 """Faults on one node after which a run keeps away from it."""
 MAX_AVOIDED = 16
+SETTLING_FACTOR = 5
+"""As the launcher's watchdog: compilation before the first step and the report after the last take longer."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,11 @@ def _watch(now: Decision, run: Run, observed: Observed, job: Job) -> Decision:
     if len(running) < run.spec.nodes.min:
         return _short_of_nodes(now, run, observed)
     now = replace(now, waiting=Waiting())
-    still = _still_since(running, observed)
-    if still is None:
+    moved = _last_moved(running, observed)
+    if moved is None:
         return now
-    limit = timedelta(seconds=run.spec.stall_seconds)
+    still, factor = moved
+    limit = factor * timedelta(seconds=run.spec.stall_seconds)
     if observed.now - still <= limit:
         return now
     where = f"at step {observed.progress.step}" if observed.progress else "before the first step"
@@ -171,13 +174,16 @@ def _short_of_nodes(now: Decision, run: Run, observed: Observed) -> Decision:
     return _hold(replace(now, waiting=waiting), run, observed, why, live=True)
 
 
-def _still_since(running: list[Pod], observed: Observed) -> datetime | None:
-    """When the run last moved; None where nobody can know."""
-    started = [pod.started for pod in running if pod.started is not None]
-    if not observed.progress_known or not started:
+def _last_moved(running: list[Pod], observed: Observed) -> tuple[datetime, int] | None:
+    """When the run last moved, and how many times its limit holds now; None where nobody can know."""
+    started = max((pod.started for pod in running if pod.started is not None), default=None)
+    if not observed.progress_known or started is None:
         return None
-    moved = [observed.progress.aware_time] if observed.progress else []
-    return max(started + moved)
+    progress = observed.progress
+    if progress is None or progress.aware_time <= started:
+        return started, SETTLING_FACTOR
+    last = 0 < progress.total <= progress.step
+    return progress.aware_time, SETTLING_FACTOR if last else 1
 
 
 def _next(now: Decision, run: Run, observed: Observed, end: End, *, counts: bool) -> Decision:

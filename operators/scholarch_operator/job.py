@@ -26,6 +26,8 @@ TERMINATION_MESSAGE = "/dev/termination-log"
 FILE_GROUP = 10001
 SIGNAL_MARGIN = 30
 """Seconds between the workers' deadline and that of the pod."""
+JOIN_MARGIN = 300
+"""Seconds by which a pod waits longer for the others than the operator lets it, so that it is no fault."""
 
 
 def job(run: Run, attempt: int, settings: Settings) -> Manifest:
@@ -97,6 +99,7 @@ def _pod(run: Run, attempt: int, settings: Settings) -> Manifest:
         max_restarts=spec.retries.in_place,
         grace=spec.grace_seconds - SIGNAL_MARGIN,
         stall=spec.stall_seconds,
+        join=spec.gang.timeout_seconds + JOIN_MARGIN,
         termination_message=TERMINATION_MESSAGE,
     )
     volumes, mounts = _volumes(run)

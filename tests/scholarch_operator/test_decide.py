@@ -81,13 +81,22 @@ def test_stall_is_told_first_and_then_ends_the_attempt() -> None:
 
 @pytest.mark.parametrize(
     ("pod", "known"),
-    [(a_pod(started=after(900)), True), (a_pod(), False)],
-    ids=["workers were started again", "the store does not answer"],
+    [(a_pod(started=after(500)), True), (a_pod(), False)],
+    ids=["workers were started again, and compile", "the store does not answer"],
 )
 def test_what_is_no_stall(pod: Any, known: bool) -> None:
-    decision = decide(a_run(stallSeconds=100), seen(a_job(), pod, at=950, progress_known=known))
+    old = progress(7, 50) if known else None
+    decision = decide(
+        a_run(stallSeconds=100), seen(a_job(), pod, at=1000, progress=old, progress_known=known)
+    )
     assert decision.stalled == ""
     assert decision.ended is None
+
+
+def test_the_report_after_the_last_step_is_no_stall() -> None:
+    run, done = a_run(stallSeconds=100), progress(1000, 50)
+    assert decide(run, seen(a_job(), a_pod(), at=550, progress=done)).stalled == ""
+    assert decide(run, seen(a_job(), a_pod(), at=551, progress=done)).stalled
 
 
 def test_too_few_nodes_for_too_long_frees_those_that_are_held() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
 import kopf
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from scholarch.cli.progress import Progress as Writer
 from scholarch.config.training_run import TrainingRunSpec
+from scholarch.storage.objects import open_objects
 from scholarch_operator.metrics import RunCollector
 from scholarch_operator.progress import ProgressReader, places
 from training_runs import SPEC
@@ -74,3 +78,19 @@ def test_a_store_that_does_not_answer_is_no_stall(monkeypatch: pytest.MonkeyPatc
     assert reader.read(TrainingRunSpec.parse(SPEC)) == (None, False)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     assert reader.read(TrainingRunSpec.parse(SPEC)) == (None, False), "not even asked again at once"
+
+
+@pytest.mark.service
+def test_progress_is_read_as_it_was_written(bucket: str, tmp_path: Path) -> None:
+    run = TrainingRunSpec.parse(SPEC | {"run": f"{bucket}/runs/digits"})
+    reader = ProgressReader()
+    assert reader.read(run) == (None, True), "the store answers that there is none"
+    writer = Writer(tmp_path, total=100, world_size=2)
+    writer.recorded({"step": 7, "loss/total": 4.5})
+    open_objects(run.run).write("progress.json", (tmp_path / "progress.json").read_bytes())
+    progress, known = reader.read(run)
+    assert known
+    assert progress is not None
+    assert (progress.step, progress.total, progress.loss, progress.world_size) == (7, 100, 4.5, 2)
+    assert progress.checkpoint is None
+    assert abs((datetime.now(UTC) - progress.aware_time).total_seconds()) < 600

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client
+from scholarch_operator.conditions import unreadable
 from scholarch_operator.plan import Plan, plan
 from scholarch_operator.settings import Settings
 from training_runs import a_job, a_pod, a_run, after, seen
@@ -104,6 +105,18 @@ def test_no_key_is_unknown_to_kubernetes(name: str) -> None:
         assert api.sanitize_for_serialization(model) == manifest
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_launcher_takes_its_arguments(name: str) -> None:
+    from scholarch.training.launch import _parse
+
+    (job,) = first(**CASES[name]).create
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    request = _parse(container["args"])
+    assert request.grace < job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert request.nodes[1] >= job["spec"]["completions"]
+    assert request.arguments[0] in ("pretrain", "evaluate")
+
+
 def test_names_of_the_longest_run_fit() -> None:
     run = replace(a_run(nodes={"min": 1024, "max": 1024}), name="a" * 44)
     done = plan(replace(run, status=run.status.model_copy(update={"attempt": 9999})), seen(), SETTINGS)
@@ -192,6 +205,22 @@ def test_time_to_live_begins_at_the_end() -> None:
     assert not plan(kept, seen(at=60), SETTINGS).delete_run
     assert plan(kept, seen(at=61), SETTINGS).delete_run
     assert not plan(a_run(finished), seen(at=1e6), SETTINGS).delete_run
+
+
+def test_what_the_operator_does_not_understand_is_said_once() -> None:
+    said = unreadable(a_run().status, "spec.x: unknown", after(0))
+    condition = said.condition("Scheduled")
+    assert condition is not None
+    assert (condition.reason, condition.message) == ("InvalidSpec", "spec.x: unknown")
+    assert unreadable(said, "spec.x: unknown", after(9)) == said
+
+
+def test_what_the_api_server_refuses_is_said() -> None:
+    done = plan(a_run(), seen(refused="no quota"), SETTINGS)
+    condition = done.status.condition("Scheduled")
+    assert condition is not None
+    assert (condition.status, condition.reason, condition.message) == ("False", "Refused", "no quota")
+    assert done.create, "it is tried again"
 
 
 def test_a_run_that_is_deleted_is_left_to_the_garbage_collector() -> None:

@@ -42,6 +42,7 @@ def launch_arguments(
     max_restarts: int | None = None,
     grace: int | None = None,
     stall: int | None = None,
+    join: int | None = None,
     termination_message: str = "",
 ) -> list[str]:
     """What follows `python -m scholarch.training.launch`.
@@ -55,6 +56,7 @@ def launch_arguments(
         max_restarts: None: the launcher's own rule.
         grace: seconds that workers have to save in after a signal; None: the launcher's own.
         stall: seconds without a step after which workers are started again; None: the launcher's own.
+        join: seconds to wait for the meeting place and for enough nodes; None: the launcher's own.
         termination_message: file for a JSON message about how the node ended.
     """
     arguments = ["--nodes", nodes, "--run-id", run_id, "--processes", str(processes)]
@@ -62,5 +64,6 @@ def launch_arguments(
     arguments += ["--rendezvous", rendezvous] if rendezvous else []
     arguments += ["--grace", str(grace)] if grace is not None else []
     arguments += ["--stall", str(stall)] if stall is not None else []
+    arguments += ["--join", str(join)] if join is not None else []
     arguments += ["--termination-message", termination_message] if termination_message else []
     return [*arguments, "--", *verb]

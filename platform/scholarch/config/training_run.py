@@ -263,7 +263,7 @@ class TrainingRunSpec(Part):
     resources: Resources = Field(default_factory=Resources, json_schema_extra=FIXED)
     queue: Name = Field("", json_schema_extra=FIXED, description="of Kueue or Volcano")
     priority_class: Name = Field("", json_schema_extra=FIXED)
-    gang: Gang = Field(default_factory=Gang)
+    gang: Gang = Field(default_factory=Gang, json_schema_extra=FIXED)
     placement: Placement = Field(default_factory=Placement, json_schema_extra=FIXED)
     env: list[Variable] = Field(
         default_factory=list, max_length=64, json_schema_extra={**FIXED, "keyed": "name"}
@@ -275,7 +275,11 @@ class TrainingRunSpec(Part):
     mlflow: Tracking = Field(default_factory=Tracking, json_schema_extra=FIXED)
     retries: Retries = Field(default_factory=Retries)
     stall_seconds: int = Field(
-        1800, ge=60, le=86400, description="no step for longer than this is a stall; the first takes longest"
+        300,
+        ge=60,
+        le=86400,
+        description="no step for longer than this is a stall; five times as long before the first and after the "
+        "last one; a change holds from the next attempt on",
     )
     grace_seconds: int = Field(
         180, ge=60, le=3600, json_schema_extra=FIXED, description="from SIGTERM to SIGKILL: to save in"
@@ -323,10 +327,7 @@ class TrainingRunSpec(Part):
             lambda s: not s.resources.gpus or s.processes <= s.resources.gpus,
         ),
     )
-    transitions = (
-        ("!oldSelf.cancel || self.cancel", "a cancelled run stays so; create another one"),
-        ("self.gang.backend == oldSelf.gang.backend", "gang.backend cannot change; create another run"),
-    )
+    transitions = (("!oldSelf.cancel || self.cancel", "a cancelled run stays so; create another one"),)
 
     @field_validator("env", "volumes")
     @classmethod

@@ -55,7 +55,7 @@ class Packing:
     def groups(self, packed: Tensor) -> list[Tensor]:
         """[S, ...] -> each group's [B, T, ...], without a copy."""
         return [
-            part.unflatten(0, (count, length))
+            torch.unflatten(part, 0, (count, length))
             for part, count, length in zip(
                 torch.split(packed, self.sizes), self.counts, self.lengths, strict=True
             )

@@ -151,11 +151,12 @@ def test_a_node_that_is_bad_twice_is_avoided() -> None:
 @pytest.mark.parametrize(
     "pods",
     [
+        [a_pod(index=1, **CRASHED)],
         [a_pod(index=1, phase="Failed", exit_code=75, name=name) for name in "ab"],
         [a_pod(index=1, phase="Failed", exit_code=137, disrupted=True, name=name) for name in "ab"],
         [a_pod(index=index, **CRASHED, name=f"{index}{n}") for n in "ab" for index in (0, 1)],
     ],
-    ids=["saved interruptions", "preemptions", "every node is bad"],
+    ids=["a single fault", "saved interruptions", "preemptions", "every node is bad"],
 )
 def test_nodes_that_are_not_to_blame(pods: list[Any]) -> None:
     observed = seen(a_job(nodes="1:2"), *([a_pod(index=0)] if pods[0].index else []), *pods)

@@ -9,7 +9,6 @@ manifest.json          written last: what makes the data set exist
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -98,9 +97,7 @@ class Manifest(_Part):
     def scanned(self, channels: int | None) -> ScanReport | None:
         """What a scan of all pictures would find; None if they must be looked at to know."""
         counts = {number: part.pictures for number, part in self.moments.items()}
-        report = ScanReport(self.samples, self.samples, [], self.shorter_sides, counts, None, None)
-        if channels is None:
-            return report
+        channels = channels or max(counts)
         # Grey becomes colour by repetition; any other change of channels needs the pixels.
         if set(self.moments) - ({1, 3} if channels == 3 else {channels}):
             return None
@@ -110,7 +107,16 @@ class Manifest(_Part):
             first += part.pictures * average
             second += part.pictures * (average**2 + np.broadcast_to(part.std, channels) ** 2)
         mean, std = mean_and_std(first / self.samples, second / self.samples)
-        return replace(report, mean=mean, std=std)
+        return ScanReport(
+            pictures=self.samples,
+            checked=self.samples,
+            broken=[],
+            shorter_sides=self.shorter_sides,
+            channels=counts,
+            wanted=channels,
+            mean=mean,
+            std=std,
+        )
 
 
 def read_manifest(objects: Objects) -> Manifest | None:

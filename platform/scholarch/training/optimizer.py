@@ -186,8 +186,3 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """L2 norm over all parameters and ranks; a scalar."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def finite_or_names(norms: Mapping[str, torch.Tensor]) -> list[str]:
-    """The parts whose gradient norm is not a finite number."""
-    return [part for part, norm in norms.items() if not bool(torch.isfinite(norm))]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scholarch.data.decode import to_channels
-from scholarch.data.source import BrokenPicture, Source
+from scholarch.data.source import BrokenPicture, Source, expect
 from scholarch.data.views import EvaluationView
 
 
@@ -48,6 +48,7 @@ def evaluation_batches(
         except BrokenPicture as broken:
             return broken
 
+    expect(source, indices, afresh=True)
     parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         pending = pool.map(load, parts[0].tolist()) if parts else iter(())

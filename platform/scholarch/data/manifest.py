@@ -101,7 +101,7 @@ class Manifest(_Part):
             channels: as `scholarch.data.statistics.scan` takes them.
         """
         counts = {number: part.pictures for number, part in self.moments.items()}
-        channels = channels or max(self.moments)
+        channels = channels or max(counts)
         # Grey becomes colour by repetition; any other change of channels needs the pixels.
         if set(self.moments) - ({1, 3} if channels == 3 else {channels}):
             return None
@@ -111,7 +111,16 @@ class Manifest(_Part):
             first += part.pictures * average
             second += part.pictures * (average**2 + np.broadcast_to(part.std, channels) ** 2)
         mean, std = mean_and_std(first / self.samples, second / self.samples)
-        return ScanReport(self.samples, self.samples, [], self.shorter_sides, counts, channels, mean, std)
+        return ScanReport(
+            pictures=self.samples,
+            checked=self.samples,
+            broken=[],
+            shorter_sides=self.shorter_sides,
+            channels=counts,
+            wanted=channels,
+            mean=mean,
+            std=std,
+        )
 
 
 def read_manifest(objects: Objects) -> Manifest | None:

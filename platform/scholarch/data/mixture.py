@@ -86,10 +86,10 @@ class Mixture:
         return any(foresees(part.source) for part in self.parts)
 
     def expect(self, indices: np.ndarray, *, afresh: bool = False) -> None:
-        """Tells each data set which of its pictures will be read next; see scholarch.data.source.expect."""
-        for part, start in zip(self.parts, self.starts, strict=True):
-            within = indices[(indices >= start) & (indices < start + len(part.source))] - start
-            expect(part.source, within, afresh=afresh)
+        """Tells each data set what will be read next; see scholarch.data.source.expect."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for number, (part, start) in enumerate(zip(self.parts, self.starts, strict=True)):
+            expect(part.source, indices[owners == number] - start, afresh=afresh)
 
     def fingerprint(self) -> str:
         return listing_fingerprint(

@@ -14,7 +14,7 @@ import torch
 from scholarch.data.decode import to_channels
 from scholarch.data.mixture import Mixture
 from scholarch.data.moments import mean_and_std, moments
-from scholarch.data.source import BrokenPicture, Source
+from scholarch.data.source import BrokenPicture, Source, expect
 from scholarch.data.stream import Permutation
 from scholarch.errors import UserError
 
@@ -112,6 +112,7 @@ def _look(source: Source, index: int, channels: int | None) -> _Look:
 
 
 def _looks(source: Source, indices: np.ndarray, channels: int | None, threads: int) -> Iterator[_Look]:
+    expect(source, indices, afresh=True)
     # In slices, so that results of a large source do not pile up as futures.
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(indices), 64 * threads):
@@ -152,7 +153,8 @@ def scan(
 ) -> ScanReport:
     """Decodes pictures of `source` and reports what is found; the same for any number of threads.
 
-    Packed pictures were all looked at when they were packed, and are not read again.
+    Packed pictures were all looked at when they were packed; unless they are part of a mixture, they
+    are not read again.
 
     Args:
         channels: as the recipe wants; a picture that cannot be brought to it counts as broken. None: the
@@ -195,22 +197,23 @@ def scan(
     )
 
 
+def already_scanned(source: Source, channels: int | None) -> ScanReport | None:
+    """What a source, or the one that it is a part of, knows of its pictures; None if nothing."""
+    ask: Callable[[int | None], ScanReport | None] | None = getattr(source, "scanned", None)
+    return None if ask is None else ask(channels)
+
+
 def _statistics(
     parts: Sequence[Sequence[_Look]], shares: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
     """Mean and std of each channel over data sets in their shares."""
     known = [[look.moments for look in looks if look.moments is not None] for looks in parts]
-    weights = [share for share, moments in zip(shares, known, strict=True) if moments]
+    weights = [share for share, measured in zip(shares, known, strict=True) if measured]
     if not weights:
         return None, None
-    means = [np.mean(moments, axis=0) for moments in known if moments]
-    return mean_and_std(*(means[0] if len(means) == 1 else np.average(means, axis=0, weights=weights)))
-
-
-def already_scanned(source: Source, channels: int | None) -> ScanReport | None:
-    """What a source, or the one that it is a part of, knows of its pictures; None if nothing."""
-    ask: Callable[[int | None], ScanReport | None] | None = getattr(source, "scanned", None)
-    return None if ask is None else ask(channels)
+    means = [np.mean(measured, axis=0) for measured in known if measured]
+    first, second = means[0] if len(means) == 1 else np.average(means, axis=0, weights=weights)
+    return mean_and_std(first, second)
 
 
 def _unusable(mixture: Mixture, parts: Sequence[Sequence[_Look]]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from scholarch.data.catalog import open_source
 from scholarch.data.folder import FolderSource
 from scholarch.data.loader import Cut, StepLoader, StreamDataset
 from scholarch.data.manifest import Manifest
+from scholarch.data.mixture import Mixture, Part, stream_of
 from scholarch.data.options import ViewOptions
 from scholarch.data.packing.pack import pack
 from scholarch.data.packing.places import open_input
@@ -131,6 +132,23 @@ def test_batches_are_those_of_the_folder_and_cover_each_picture_once(
     for number in range(2):  # each pass
         ids = [int(tensors[0]) for (step, _), tensors in found.items() if step // (steps // 2) == number]
         assert sorted(ids) == list(range(COUNT))
+
+
+@pytest.mark.service
+def test_packed_in_a_mixture(pictures: Path, bucket: str, cache: Callable[[str], Path]) -> None:
+    cache("20 kB")
+    packed(pictures, joined(bucket, "t"))
+    found = []
+    for source in (FolderSource(pictures), open_source(joined(bucket, "t"))):
+        mixture = Mixture([Part("a", source, 2.0), Part("b", open_source("photos"), 1.0)])
+        stream = stream_of(mixture, 12, 4)
+        data = StreamDataset(
+            mixture, stream, Cut(MultiCrop({"global": ViewOptions(size=16)}, (0.3,) * 3, (0.4,) * 3))
+        )
+        loader = StepLoader(data, start_step=0, end_step=4)
+        found.append([(batch.sample_ids, batch.views["global"]) for (batch,) in loader])
+    for one, other in zip(*found, strict=True):
+        assert all(a.equal(b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.service

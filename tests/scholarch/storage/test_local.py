@@ -195,3 +195,16 @@ def test_a_disk_with_too_little_space_is_refused(tmp_path: Path) -> None:
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
     assert local.readable_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("20 GB", 20_000_000_000), ("1.5MiB", 1_572_864), ("512", 512), (" 2 kb ", 2000)]
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert local.parse_size(text, "x") == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1 GB", "0", "3 parsecs"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UserError, match="is not a size"):
+        local.parse_size(text, "x")

@@ -30,7 +30,7 @@ from scholarch.training.trainer import Trainer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
-ROUNDS = 3
+ROUNDS = 2
 QUIET_STEPS = 3
 
 
@@ -116,7 +116,9 @@ def measure(width: int, depth: int, address: str) -> dict[str, Any]:
                     bench.save(way)  # starts the process
                 found.append(bench.save(way))
         trainer.checkpoints.wait()
-        size = sum(e.bytes for e in open_objects(address).entries("step-")) // (recipe.training.keep_checkpoints)
+        size = sum(e.bytes for e in open_objects(address).entries("step-")) // (
+            recipe.training.keep_checkpoints
+        )
         return {
             "width": width,
             "depth": depth,
@@ -149,7 +151,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (384, 12)
+    width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (192, 4)
     here = Path(tempfile.mkdtemp(prefix="scholarch-bench-"))
     try:
         result = measure(width, depth, str(here))

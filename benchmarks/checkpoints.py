@@ -135,8 +135,10 @@ def table(result: dict[str, Any]) -> str:
     """Markdown."""
     quiet = result["quiet_step"]
     lines = [
-        f"ViT of width {result['width']}, {result['depth']} blocks; {result['checkpoint_mib']} MiB a checkpoint; "
-        f"a step without a save takes {quiet:.3f} s (median).",
+        (
+            f"ViT of width {result['width']}, {result['depth']} blocks; {result['checkpoint_mib']} MiB a checkpoint; "
+            f"a step without a save takes {quiet:.3f} s (median)."
+        ),
         "",
         "| save | training waits, s | in steps | whole after, s | a step meanwhile |",
         "| --- | --- | --- | --- | --- |",

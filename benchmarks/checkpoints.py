@@ -30,7 +30,7 @@ from scholarch.training.trainer import Trainer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
-ROUNDS = 3
+ROUNDS = 2
 QUIET_STEPS = 3
 
 
@@ -153,7 +153,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (384, 12)
+    width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (192, 4)
     here = Path(tempfile.mkdtemp(prefix="scholarch-bench-"))
     try:
         result = measure(width, depth, str(here))

@@ -9,7 +9,7 @@ ARGS ?=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check format cluster-test bench docs faults
+.PHONY: help demo setup test check format cluster-test bench docs faults crds
 
 ##@ Use
 demo: $(READY) ## pretrain on handwritten digits: 2 cores, some minutes
@@ -32,6 +32,9 @@ check: $(READY) ## lint, format, types, layers
 format: $(READY) ## write what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+crds: $(READY) ## write the CRDs of the chart from the operator's models
+	@$(BIN)/python -m scholarch_operator.crd charts/scholarch/templates/crds
 
 docs: $(READY) ## check links and commands of the documentation
 	@$(BIN)/pytest tests/test_docs.py $(ARGS)

@@ -59,7 +59,8 @@ in a real MinIO, with faults drawn from a seed. A schedule counts as good when t
 {SECONDS} s, every step's loss (fp64) is within 1e-6 of the run that nothing happened to, the log has every step
 once, and each checkpoint that is left is whole.
 
-{len(outcomes) - bad} of {len(outcomes)} schedules were good, on {os.cpu_count()} CPU cores, {time.strftime("%Y-%m-%d")}.
+{len(outcomes) - bad} of {len(outcomes)} schedules were good.
+{os.cpu_count()} CPU cores, {time.strftime("%Y-%m-%d")}.
 
 | seed | faults, by the step after which they struck | result | largest difference | jobs started again | seconds |
 |---|---|---|---|---|---|

@@ -33,6 +33,8 @@ from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
 CHAIN = "stages.json"
+LOCK_SECONDS = 60.0
+"""For which a restarted process waits for the one before it to let go of the run."""
 
 
 @dataclass(frozen=True)

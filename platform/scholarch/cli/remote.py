@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from scholarch.cli.plan import Request
+from scholarch.cli.plan import LOCK_SECONDS, Request
 from scholarch.errors import SaveFailed, UserError
 from scholarch.storage.lease import Lease
 from scholarch.storage.local import lock
@@ -56,7 +56,7 @@ def _opened(request: Request, objects: S3Objects, world: World, held: ExitStack)
             return replace(request, run=Path(folder) / name)
         home = scratch(objects.address)
         home.mkdir(parents=True, exist_ok=True)
-        held.enter_context(lock(home))
+        held.enter_context(lock(home, patience=LOCK_SECONDS if request.restarted else 0.0))
         lease = Lease(objects, os.environ.get("TORCHELASTIC_RUN_ID", ""), request.restarted)
         lease.acquire()
         held.callback(lease.release)

@@ -14,7 +14,7 @@ from typing import Any
 from scholarch import __version__
 from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
-from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
+from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
@@ -35,7 +35,6 @@ from scholarch.training.observe import Observer, Outcome
 from scholarch.training.trainer import Probe
 
 TRACKING_SECONDS = 60.0
-LOCK_SECONDS = 60.0
 
 
 class Records:

@@ -143,9 +143,14 @@ def test_probes_come_first_every_so_often_and_last(tmp_path: Path) -> None:
 def test_speed_is_over_the_last_steps() -> None:
     speed = Speed(images=10)
     assert speed.metrics(5) == {}
-    speed.took(2.0, 0.5)
-    speed.took(3.0, 0.5)
-    assert speed.metrics(4) == {"images_per_second": 4.0, "data_wait": 0.2, "eta_seconds": 10.0}
+    speed.took(2.0, 0.5, torch.tensor([1.0, 2.0]))
+    speed.took(3.0, 0.5, torch.tensor([4.0, 1.0]))
+    assert speed.metrics(4) == {
+        "images_per_second": 4.0,
+        "data_wait": 0.2,
+        "eta_seconds": 10.0,
+        "slowest_rank": 0.0,
+    }
 
 
 def test_schedules_in_a_recipe_are_resolved_everywhere() -> None:

@@ -20,6 +20,7 @@ setup: $(READY) ## only install: uv in .tools/, all else in .venv/
 
 ##@ Work on it
 test: $(READY) ## all tests but those that need a cluster
+	@.ci/bring_minio
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not cluster" $(ARGS)
 
 check: $(READY) ## lint, format, types, layers

@@ -4,3 +4,40 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from minio_server import MinioServer, find_minio
+
+
+def _minio(folder: Path) -> MinioServer:
+    if find_minio() is None:
+        pytest.skip("no MinIO server on this machine: .ci/bring_minio builds one")
+    return MinioServer(folder)
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    """A MinIO that tests share; those that stop it take `own_minio`."""
+    with _minio(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(minio: MinioServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a new bucket, with the environment that reaches it."""
+    for name, value in minio.environment.items():
+        monkeypatch.setenv(name, value)
+    return minio.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def own_minio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MinioServer]:
+    """A MinIO of this test alone, with the environment that reaches it."""
+    with _minio(tmp_path / "minio") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,12 +28,13 @@ class Batch:
     views: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
     positions: torch.Tensor
+    places: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def options_of(term: type[Term]) -> Any:
     """The term's default options, its schedules cut to a run of ten steps."""
     options = term.Options()
-    schedules = {field.name: getattr(options, field.name) for field in fields(options)}
+    schedules = {each.name: getattr(options, each.name) for each in fields(options)}
     return replace(
         options,
         **{name: value.resolve(10) for name, value in schedules.items() if isinstance(value, Schedule)},

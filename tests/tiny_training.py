@@ -83,6 +83,7 @@ class Pictures:
     views: dict[str, Tensor]
     masks: dict[str, Tensor]
     positions: Tensor = field(default_factory=lambda: torch.arange(8))
+    places: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, positions: Sequence[int]) -> Pictures:
         """The samples at some positions."""
@@ -132,7 +133,9 @@ def tiny_capi(*overrides: str) -> Recipe:
 def tiny_trainer(world: World, folder: Path, recipe: Recipe, *observers: Observer) -> tuple[Trainer, Recipe]:
     """A trainer of a recipe on digits, put together as `scholarch pretrain` does; and the resolved recipe."""
     source = open_source("digits")
-    recipe = autos.resolve(recipe, source, world_size=world.size, local_size=world.size)
+    recipe = autos.resolve(
+        recipe, autos.look_at(recipe, source), world_size=world.size, local_size=world.size
+    )
     return build_trainer(recipe, source, check_batch(recipe, world.size), world, folder, observers), recipe
 
 

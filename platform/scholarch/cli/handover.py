@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
     network = learner.teachers[exported_teacher(recipe)]
     assert isinstance(network, Network)
     return Model(
-        recipe.model, whole_state(network.backbone), preprocessing_of(recipe), recipe.data.source, origin
+        recipe.model,
+        whole_state(network.backbone),
+        preprocessing_of(recipe),
+        recipe.data.labelled_source or None,
+        origin,
     )
 
 
@@ -79,7 +84,9 @@ def how_to_load(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, last: Record) -> Registered:
+def register(
+    run: Path, recipe: Recipe, model: Model, data: Sequence[Data], step: int, last: Record
+) -> Registered:
     """Registers a run's backbone with its card; safe to repeat.
 
     Raises:
@@ -89,7 +96,7 @@ def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, las
     card = Card(
         recipe=recipe.name,
         summary=recipe.about,
-        data=[data],
+        data=data,
         evaluations=evaluations,
         facts={
             "Steps": f"{step:,} of {recipe.training.steps:,}",
@@ -97,7 +104,8 @@ def register(run: Path, recipe: Recipe, model: Model, data: Data, step: int, las
             "Code": f"scholarch {__version__}",
         },
     )
-    tags = {"recipe": recipe.name, "data_fingerprint": data.fingerprint, "code_version": __version__}
+    fingerprints = ",".join(one.fingerprint for one in data)
+    tags = {"recipe": recipe.name, "data_fingerprint": fingerprints, "code_version": __version__}
     trained = Trained(
         options=model.options,
         weights=model.weights,

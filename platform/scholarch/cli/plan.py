@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
-from scholarch.data.catalog import open_source
+from scholarch.data.catalog import BUILTIN, open_source
+from scholarch.data.mixture import Mixture, Part
 from scholarch.data.source import Source
 from scholarch.data.split import Subset, holdout
-from scholarch.data.statistics import ScanReport, scan
+from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
+from scholarch.registry.outbox import Data
 from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
@@ -77,11 +79,15 @@ class Split:
 
     Attributes:
         train: what the model learns from.
-        held: labelled pictures kept apart for evaluation; None without labels.
+        labelled: the part of it that is labelled and evaluated; None without labels.
+        held: pictures of the same classes kept apart for evaluation; None without labels.
+        evaluated: in a mixture, the name of the data set that these are of.
     """
 
     train: Source
-    held: Source | None
+    labelled: Source | None = None
+    held: Source | None = None
+    evaluated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Plan:
     Attributes:
         recipe: resolved, without `auto`.
         split: the data.
+        data: the same as MLflow and the model card name it.
         run: its folder.
         start: the checkpoint to go on from; None: from the beginning.
         preflight: the table and the layout.
@@ -98,6 +105,7 @@ class Plan:
 
     recipe: Recipe
     split: Split
+    data: tuple[Data, ...]
     run: Path
     start: Checkpoint | None
     preflight: Preflight
@@ -107,13 +115,63 @@ def split_of(recipe: Recipe) -> Split:
     """Opens the recipe's data and keeps the labelled share apart.
 
     Raises:
-        UserError: when there is no such data.
+        UserError: when there is no such data, or shares of data sets do not fit together.
     """
-    source = open_source(recipe.data.source, recipe.data.labels)
+    data = recipe.data
+    if data.sources is None:
+        return _kept_apart(open_source(data.source, data.labels), recipe)
+    opened = {name: open_source(part.source, part.labels) for name, part in sorted(data.sources.items())}
+    labelled = [name for name, source in opened.items() if source.classes is not None]
+    evaluated = data.evaluated or next(iter(labelled), None)
+    if evaluated is not None and evaluated not in labelled:
+        raise UserError(
+            f"{evaluated} has no labels",
+            where="data.evaluated",
+            fix=f"one of {', '.join(labelled) or 'none'}",
+        )
+    split = _kept_apart(opened[evaluated], recipe) if evaluated is not None else None
+    if split is not None and evaluated is not None:
+        opened[evaluated] = split.train
+    parts = [Part(name, opened[name], part.weight, part.homogeneous) for name, part in data.sources.items()]
+    try:
+        mixture = Mixture(parts)
+    except ValueError as error:
+        raise UserError(
+            str(error), where="data.sources", fix="see docs/recipes.md, Several data sets"
+        ) from None
+    return replace(split or Split(mixture), train=mixture, evaluated=evaluated)
+
+
+def _kept_apart(source: Source, recipe: Recipe) -> Split:
     if source.classes is None or recipe.data.holdout == 0:
-        return Split(source, None)
+        return Split(source)
     train, held = holdout(source, recipe.data.holdout, recipe.seed)
-    return Split(Subset(source, train), Subset(source, held))
+    kept = Subset(source, train)
+    return Split(kept, kept, Subset(source, held))
+
+
+def data_of(recipe: Recipe, split: Split) -> tuple[Data, ...]:
+    """The run's data sets as MLflow and the model card name them."""
+    held = len(split.held or ())
+    section = recipe.data
+    if section.sources is None:
+        name = section.source.rstrip("/").rpartition("/")[2]
+        return (_data_of(name, section.source, split.train, {"held_out": held}),)
+    assert isinstance(split.train, Mixture)
+    found = []
+    for part, share in zip(split.train.parts, split.train.shares, strict=True):
+        counts = {"held_out": held if part.name == split.evaluated else 0, "share": round(share, 6)}
+        found.append(_data_of(part.name, section.sources[part.name].source, part.source, counts))
+    return tuple(found)
+
+
+def _data_of(name: str, address: str, source: Source, counts: Mapping[str, int | float]) -> Data:
+    return Data(
+        name=name,
+        source=f"builtin:{address}" if address in BUILTIN else address,
+        fingerprint=source.fingerprint(),
+        counts={"pictures": len(source), **counts},
+    )
 
 
 def make_plan(request: Request, world: World) -> Plan:
@@ -126,15 +184,18 @@ def make_plan(request: Request, world: World) -> Plan:
     request = replace(request, restarted=any(world.gather(request.restarted)))
     asked = world.agree(lambda: _asked_recipe(request))
     split = world.agree(lambda: split_of(asked))
+    section = asked.data.model_copy(update={"evaluated": split.evaluated})
+    asked = asked.model_copy(update={"data": section})
+    data_sets = world.agree(lambda: data_of(asked, split))
     run = world.from_first(request.run or new_run(asked))
     found = world.agree(lambda: _resolve_on_first(asked, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
-    world.agree(lambda: _same_data(split, world.from_first(split.train.fingerprint())))
-    start = world.from_first(world.agree(lambda: _start(request, run, data, split, world)))
+    world.agree(lambda: _same_data(data_sets, world.from_first(data_sets)))
+    start = world.from_first(world.agree(lambda: _start(request, run, data, data_sets, world)))
     world.agree(lambda: check_beginning(recipe, start is None))
     preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
-    return Plan(recipe, split, run, start, preflight)
+    return Plan(recipe, split, data_sets, run, start, preflight)
 
 
 def _asked_recipe(request: Request) -> Recipe:
@@ -160,24 +221,23 @@ def new_run(recipe: Recipe) -> Path:
 def _resolve_on_first(recipe: Recipe, split: Split, world: World) -> tuple[dict[str, Any], ScanReport] | None:
     if not world.first:
         return None
-    resolved = autos.resolve(recipe, split.train, world_size=world.size, local_size=world.local_size)
-    channels = resolved.data.channels
-    look = scan(split.train, channels=channels if isinstance(channels, int) else None, at_most=256)
-    look.require_good(f"data={recipe.data.source}")
+    look = autos.look_at(recipe, split.train)
+    resolved = autos.resolve(recipe, look, world_size=world.size, local_size=world.local_size)
     return plain(resolved), look
 
 
-def _same_data(split: Split, first: str) -> None:
-    if split.train.fingerprint() != first:
-        raise UserError(
-            "this process sees other pictures than the first one",
-            where="data",
-            fix="give all nodes the same folder or a shared file system",
-        )
+def _same_data(here: Sequence[Data], first: Sequence[Data]) -> None:
+    for mine, other in zip(here, first, strict=True):
+        if mine.fingerprint != other.fingerprint:
+            raise UserError(
+                f"this process sees other pictures in {mine.name} than the first one",
+                where="data",
+                fix="give all nodes the same folder or a shared file system",
+            )
 
 
 def _start(
-    request: Request, run: Path, data: Mapping[str, Any], split: Split, world: World
+    request: Request, run: Path, data: Mapping[str, Any], data_sets: Sequence[Data], world: World
 ) -> Checkpoint | None:
     """Where to go on from; refuses to mix two runs in one folder."""
     if not world.first:
@@ -201,15 +261,14 @@ def _start(
         )
     saved = recipe_from(parse_yaml((run / RECIPE).read_text()), where=str(run / RECIPE))
     refuse_changes(plain(saved), data, run)
-    state = json.loads((run / STATE).read_text())
-    before = state["data_set"]
-    if before["fingerprint"] != split.train.fingerprint():
-        raise UserError(
-            f"the data has changed since the run began ({before['counts']['pictures']} pictures then, "
-            f"{len(split.train)} now)",
-            where=f"data={data['data']['source']}",
-            fix="restore the data, or begin a new run",
-        )
+    for before, now in zip(json.loads((run / STATE).read_text())["data_sets"], data_sets, strict=True):
+        if before["fingerprint"] != now.fingerprint:
+            raise UserError(
+                f"the data has changed since the run began ({before['counts']['pictures']} pictures then, "
+                f"{now.counts['pictures']} now)",
+                where=f"data={now.source}",
+                fix="restore the data, or begin a new run",
+            )
     return newest_whole(folder)
 
 

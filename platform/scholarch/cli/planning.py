@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{needed / GIB:.1f} GiB on a GPU do not fit into {USABLE:.0%} of {arguments.gpu_memory:g}",
             where=recipe.name,
-            fix="use more GPUs, training.activation_checkpointing=true or a smaller training.micro_batch",
+            fix="use more GPUs, training.activation_checkpointing=full or a smaller training.micro_batch",
         )
     return EXIT_DONE
 

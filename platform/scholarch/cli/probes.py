@@ -17,7 +17,7 @@ BATCH = 256
 
 
 class KnnProbe:
-    """k-NN accuracy of a teacher: labels of the training split, queries from the held-out one.
+    """k-NN accuracy of a teacher: labels of the training pictures, queries from the held-out one.
 
     Args:
         plan: with labelled, split data.
@@ -27,6 +27,7 @@ class KnnProbe:
     """
 
     def __init__(self, plan: Plan, learner: Learner, teacher: str, world: World) -> None:
+        assert plan.split.labelled is not None
         assert plan.split.held is not None
         network = learner.teachers[teacher]
         assert isinstance(network, Network)
@@ -34,7 +35,7 @@ class KnnProbe:
         data, size = plan.recipe.data, settled(self.options.size)
         view = EvaluationView(size, settled(data.mean), settled(data.std))
         most = self.options.at_most
-        self.train = Pictures.read(plan.split.train, view, at_most=most, group=world.group)
+        self.train = Pictures.read(plan.split.labelled, view, at_most=most, group=world.group)
         self.held = Pictures.read(plan.split.held, view, at_most=most, group=world.group)
 
     def __call__(self, finished: int, values: StepValues) -> Mapping[str, float]:  # noqa: ARG002 - a Probe

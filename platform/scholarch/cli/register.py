@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     opened = open_run(folder)
     state = json.loads((folder / STATE).read_text())
     records = [r for r in read_records(folder / RECORDS_NAME) if r["step"] <= opened.step]
-    data = Data(**state["data_set"])
+    data = [Data(**entry) for entry in state["data_sets"]]
     done = register(folder, opened.recipe, opened.model, data, opened.step, records[-1] if records else {})
     print(
         f"{done.name} version {done.version}, alias candidate{'' if done.created else ' (was there before)'}"

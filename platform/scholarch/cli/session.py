@@ -22,7 +22,7 @@ from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
-from scholarch.registry.tracking import Data, Status, Tracker, known_run, local_uri
+from scholarch.registry.tracking import Status, Tracker, known_run, local_uri
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
 from scholarch.training.assemble import build_trainer
@@ -94,7 +94,8 @@ class Session:
             tracker.tags({"mlflow.parentRunId": nested_in})
         tracker.recipe(plain(plan.recipe))
         tracker.tags({"scholarch.version": __version__, "scholarch.world_size": self.world.size})
-        tracker.data(data_of(plan))
+        for data in plan.data:
+            tracker.data(data)
         return tracker
 
     def _finish_tracking(self, status: Status) -> None:
@@ -145,7 +146,7 @@ class Session:
                 self.tracker.wait(TRACKING_SECONDS)
             self._say(accuracy(plan, records))
             try:
-                done = register(plan.run, plan.recipe, model, data_of(plan), finished, records[-1])
+                done = register(plan.run, plan.recipe, model, plan.data, finished, records[-1])
                 self._say(f"registered {done.name} version {done.version}, alias candidate")
             except (RunFailed, UserError) as error:
                 # The training is whole and exported; only the registry is missing.
@@ -157,17 +158,6 @@ class Session:
     def _say(self, text: str) -> None:
         if self.world.first:
             print(text, file=sys.stderr, flush=True)
-
-
-def data_of(plan: Plan) -> Data:
-    """The run's data set, as MLflow and the model card name it."""
-    source = plan.recipe.data.source
-    return Data(
-        name=source.rstrip("/").rpartition("/")[2],
-        source=source if "/" in source else f"builtin:{source}",
-        fingerprint=plan.split.train.fingerprint(),
-        counts={"pictures": len(plan.split.train), "held_out": len(plan.split.held or ())},
-    )
 
 
 def accuracy(plan: Plan, records: list[Record]) -> str:
@@ -201,5 +191,5 @@ def _state(plan: Plan) -> dict[str, Any]:
     return {
         "scholarch": __version__,
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data_set": asdict(data_of(plan)),
+        "data_sets": [asdict(data) for data in plan.data],
     }

@@ -32,7 +32,7 @@ class Model:
         options: of the backbone.
         weights: whole tensors by name.
         preprocessing: what pictures need.
-        data: the recipe's data source, where known.
+        data: the source that the run evaluates, where known.
         origin: where it came from, in words.
     """
 
@@ -90,7 +90,9 @@ def open_run(folder: Path) -> OpenRun:
         )
     weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
     origin = f"{folder.name}, step {checkpoint.step}"
-    model = Model(recipe.model, weights, preprocessing_of(recipe), recipe.data.source, origin)
+    model = Model(
+        recipe.model, weights, preprocessing_of(recipe), recipe.data.labelled_source or None, origin
+    )
     return OpenRun(recipe, model, checkpoint.step)
 
 

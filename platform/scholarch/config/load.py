@@ -112,6 +112,9 @@ def read_recipe(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     return {**data, "name": found.name}
 
 
+_PATH = re.compile(r"data(\.source|\.sources\.\w+\.source)?")
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` as {a: {b: value}}, the value read as YAML.
 
@@ -123,7 +126,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"{text!r} is no override", fix="write key.path=value, such as training.steps=500")
     try:
         # A path may hold characters that YAML reads as something else.
-        nested: Any = value if key in ("data", "data.source") else parse_yaml(value)
+        nested: Any = value if _PATH.fullmatch(key) else parse_yaml(value)
     except yaml.YAMLError:
         nested = value
     first, *rest = key.split(".")
@@ -136,7 +139,8 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """`data` with overrides laid over it in order.
 
     `data=PATH` replaces the whole section, whose other values describe the pictures that were named
-    there; in a recipe that names none, it names them.
+    there; in a recipe that names none, it names them. `data.sources.NAME.source=PATH` does the same to
+    one source, and adds a data set to several.
 
     Raises:
         UserError: if one is not of the form key.path=value.
@@ -144,13 +148,20 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     result = dict(data)
     for text in overrides:
         change = parse_override(text)
-        if isinstance(change.get("data"), str):
-            section = result.get("data")
-            kept = section if isinstance(section, Mapping) and not section.get("source") else {}
-            result["data"] = {**kept, "source": change["data"]}
+        asked = change.get("data")
+        if isinstance(asked, (str, Mapping)):
+            result["data"] = _with_data(result.get("data", {}), asked)
         else:
             result = merge(result, change)
     return result
+
+
+def _with_data(section: Any, asked: str | Mapping[str, Any]) -> dict[str, Any]:
+    section = section if isinstance(section, Mapping) else {"source": section}
+    one, several = bool(section.get("source")), bool(section.get("sources"))
+    if isinstance(asked, str):
+        return {**({} if one or several else section), "source": asked}
+    return merge({} if one and asked.get("sources") else section, asked)
 
 
 def load_recipe(name: str, overrides: Sequence[str], kinds: Kinds, scale: Scale = "full") -> Recipe:

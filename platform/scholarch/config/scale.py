@@ -112,4 +112,5 @@ def _shrink_sizes(data: dict[str, Any]) -> None:
 def _data(section: Any) -> dict[str, Any]:
     """The recipe's own data where it names some, else the photographs that need no download."""
     section = {"source": section} if isinstance(section, str) else dict(section or {})
-    return section if section.get("source") else {**section, "source": "photos"}
+    named = section.get("source") or section.get("sources")
+    return section if named else {**section, "source": "photos"}

@@ -7,6 +7,7 @@ them to the sections here, so that one validation names every mistake at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -36,17 +37,62 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
 
+class DataSetSection(Section):
+    """A data set of a mixture (reference.md section 5.4)."""
+
+    source: str = Field(min_length=1, description="as `data.source`")
+    labels: Literal["auto", "none", "folders"] = "auto"
+    weight: float = Field(1.0, ge=0, description="share of mixed batches, relative to the others")
+    homogeneous: float = Field(
+        0.0, ge=0, le=1, description="share of all steps, in thousandths, that are of this data set alone"
+    )
+
+
 class DataSection(Section):
     """Where pictures come from and how they are normalised."""
 
     source: str = Field(
         "", description="`digits`, `photos`, or a folder of pictures; empty: the user names it"
     )
+    sources: Annotated[dict[str, DataSetSection], Field(min_length=1)] | None = Field(
+        None, description="several data sets by name, in place of `source` and `labels`"
+    )
     labels: Literal["auto", "none", "folders"] = "auto"
     channels: Annotated[int, Field(ge=1)] | Auto = "auto"
     mean: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
     std: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
     holdout: float = Field(0.2, ge=0, lt=1, description="share of a labelled source kept for evaluation")
+    evaluated: str | None = Field(
+        None, description="of `sources`, the labelled one that gives it; null: the first by name"
+    )
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> DataSection:
+        if self.sources is None:
+            if self.evaluated is not None:
+                raise ValueError("`evaluated` names one of several `sources`, and there are none")
+            return self
+        if self.source or self.labels != "auto":
+            raise ValueError("give `source` and `labels`, or `sources` with labels of their own, not both")
+        if wrong := [name for name in self.sources if not re.fullmatch(r"\w+", name)]:
+            raise ValueError(f"names of sources are letters, digits and _, not {wrong[0]!r}")
+        if self.evaluated is not None and self.evaluated not in self.sources:
+            raise ValueError(
+                f"evaluated: no source {self.evaluated!r}; there are: {', '.join(sorted(self.sources))}"
+            )
+        return self
+
+    @property
+    def where(self) -> str:
+        """The part of the recipe that names the pictures, for messages."""
+        return "data.sources" if self.sources is not None else f"data={self.source}"
+
+    @property
+    def labelled_source(self) -> str:
+        """The source that is evaluated, as far as the recipe tells; empty if it does not."""
+        if self.sources is None:
+            return self.source
+        return self.sources[self.evaluated].source if self.evaluated is not None else ""
 
 
 class RefreshSection(Section):
@@ -171,7 +217,9 @@ class TrainingSection(Section):
     micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="what of each block is computed again; selective keeps products and attention"
+    )
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
     keep_checkpoints: int = Field(3, ge=1)

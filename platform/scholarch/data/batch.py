@@ -14,12 +14,15 @@ class MicroBatch:
     """A rank's samples of one micro-batch.
 
     Attributes:
-        views: crops by view, [V, b, C, H, W], normalised.
+        views: crops by view, [V, b, C, H, W], normalised; as VIEW/teacher what teachers see instead.
         masks: by name of the mask, [V, b, N] bool, True = masked.
-        positions: places in the global batch, [b] int64.
-        sample_ids: numbers within the source of the samples used, [b] int64.
+        positions: places in the global batch, [b] int64; always on the host, where draws are made.
+        sample_ids: numbers within the source (of a mixture: all data sets in a row) of the samples used,
+            [b] int64; on the host too.
         broken: "name: reason" of each picture that was replaced, once for each time it was due.
         upscaled: samples whose picture is smaller than the largest crop.
+        places: by name of the mask [M] int64, its True places in flattened [V, b, N]: found here, since a
+            device that looks for them makes the host wait.
     """
 
     views: dict[str, Tensor]
@@ -28,6 +31,7 @@ class MicroBatch:
     sample_ids: Tensor
     broken: list[str] = field(default_factory=list)
     upscaled: int = 0
+    places: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -47,8 +51,9 @@ class MicroBatch:
         return MicroBatch(
             views={name: change(tensor) for name, tensor in self.views.items()},
             masks={name: change(tensor) for name, tensor in self.masks.items()},
-            positions=change(self.positions),
-            sample_ids=change(self.sample_ids),
+            positions=self.positions,
+            sample_ids=self.sample_ids,
             broken=self.broken,
             upscaled=self.upscaled,
+            places={name: change(tensor) for name, tensor in self.places.items()},
         )

@@ -52,7 +52,8 @@ def mirrored(options: ViewOptions, uniform: Sequence[float]) -> bool:
 
 
 def distort(crop: Tensor, options: ViewOptions, number: int, uniform: Sequence[float]) -> Tensor:
-    """Colour, grey, blur and solarisation, each or none, of crop `number` of its view.
+    """Colour and grey (unless the picture had them), blur and solarisation, each or none, of crop
+    `number` of its view.
 
     What needs colour is left out unless there are 3 channels; with other than 1 or 3 channels,
     contrast is about each channel's own mean.
@@ -61,15 +62,22 @@ def distort(crop: Tensor, options: ViewOptions, number: int, uniform: Sequence[f
         crop: [C, H, W] float in [0, 1].
         uniform: DISTORTION_DRAWS numbers from U(0, 1).
     """
-    if uniform[0] < options.jitter:
-        crop = _jitter(crop, options, uniform[1:5], uniform[5:9])
-    if crop.shape[0] == 3 and uniform[9] < options.grey:
-        crop = functional.rgb_to_grayscale_image(crop, num_output_channels=3)
+    if options.colour == "crop":
+        crop = change_colour(crop, options, uniform)
     if uniform[10] < options.each("blur")[number]:
         low, high = options.blur_sigma
         crop = blur(crop, options.blur_kernel, low + (high - low) * uniform[11])
     if uniform[12] < options.each("solarise")[number]:
         crop = functional.solarize_image(crop, options.solarise_threshold)
+    return crop
+
+
+def change_colour(crop: Tensor, options: ViewOptions, uniform: Sequence[float]) -> Tensor:
+    """The part of `distort` that is about colour, for a crop or a whole picture."""
+    if uniform[0] < options.jitter:
+        crop = _jitter(crop, options, uniform[1:5], uniform[5:9])
+    if crop.shape[0] == 3 and uniform[9] < options.grey:
+        crop = functional.rgb_to_grayscale_image(crop, num_output_channels=3)
     return crop
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.decode import to_channels
 from scholarch.data.source import BrokenPicture, Source
-from scholarch.data.stream import SampleStream, rank_positions
+from scholarch.data.stream import Stream, rank_positions
 from scholarch.data.views import MultiCrop
 
 _TRIES = 10_000
@@ -65,7 +66,7 @@ class Cut:
 class StreamDataset(Dataset[MicroBatch]):
     """Micro-batches by (step, positions): crops, masks and ids, a function of the key alone.
 
-    A picture that cannot be used is replaced by the next good one of the source, and named.
+    A picture that cannot be used is replaced by the next good one of its data set, and named.
 
     Args:
         source: the pictures; as many as the stream has samples.
@@ -73,7 +74,7 @@ class StreamDataset(Dataset[MicroBatch]):
         cuts: what is made of them; with several, one is drawn for each step, the same on every rank.
     """
 
-    def __init__(self, source: Source, stream: SampleStream, *cuts: Cut) -> None:
+    def __init__(self, source: Source, stream: Stream, *cuts: Cut) -> None:
         if len(source) != stream.samples:
             raise ValueError(f"the source has {len(source)} pictures, the stream {stream.samples} samples")
         self.source, self.stream, self.cuts = source, stream, cuts
@@ -98,9 +99,11 @@ class StreamDataset(Dataset[MicroBatch]):
             ids[row], picture = self._read(int(ids[row]), cut.crops.channels, broken)
             upscaled += min(picture.shape[1:]) < cut.crops.largest
             cut.crops.fill(views, row, picture, self.stream.seed, step, position)
+        masks = {name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()}
         return MicroBatch(
             views=views,
-            masks={name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()},
+            masks=masks,
+            places={name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()},
             positions=torch.from_numpy(positions.copy()),
             sample_ids=torch.from_numpy(ids),
             broken=broken,
@@ -116,15 +119,14 @@ class StreamDataset(Dataset[MicroBatch]):
 
     def _read(self, index: int, channels: int, broken: list[str]) -> tuple[int, Tensor]:
         """The picture at `index` or the next good one, and its number."""
-        tries = min(_TRIES, len(self.source))
-        for _ in range(tries):
+        before = len(broken)
+        for candidate in islice(self.stream.ring(index), _TRIES):
             try:
-                picture = self.source.read(index)
-                return index, to_channels(picture, channels, self.source.name(index))
+                picture = self.source.read(candidate)
+                return candidate, to_channels(picture, channels, self.source.name(candidate))
             except BrokenPicture as problem:
                 broken.append(str(problem))
-                index = (index + 1) % len(self.source)
-        raise RuntimeError(f"{tries} pictures in a row cannot be used; the last: {broken[-1]}")
+        raise RuntimeError(f"{len(broken) - before} pictures in a row cannot be used; the last: {broken[-1]}")
 
     def _mask(self, mask: ViewMask, cut: Cut, step: int, positions: np.ndarray) -> Tensor:
         crops, batch = cut.crops.views[mask.view].crops, self.stream.global_batch

@@ -30,6 +30,14 @@ class ViewOptions:
         solarise: probability that what is brighter than the threshold is inverted.
         solarise_threshold: as a share of white.
         distortions: `all` of the above, or `none` but cropping and mirroring.
+        colour: whose change of colour and grey it is: each `crop` has its own, or the whole `picture` is
+            changed once, before it is cut, for all views that say so. Those must agree in `jitter`,
+            `brightness`, `contrast`, `saturation`, `hue` and `grey`.
+        teacher_distortions: `none`: teachers see the crops without `distortions`, the student with them.
+        within: another view; these crops are then pieces of that view's crops at their own size, the
+            first ones of its first crop and so on, the same number of each, at places on the grid of
+            patches. Scale, ratio and mirroring are that view's, and distortions are this view's own,
+            made on the whole crop before the piece is cut.
         like: another view whose crops these are, at another size. Scale, ratio, mirroring and,
             with `all`, distortions are then those of that view.
     """
@@ -52,6 +60,9 @@ class ViewOptions:
     solarise: float | tuple[float, ...] = 0.0  # globals: (0.0, 0.2)
     solarise_threshold: float = 128 / 255
     distortions: Literal["all", "none"] = "all"
+    colour: Literal["crop", "picture"] = "crop"
+    teacher_distortions: Literal["all", "none"] = "all"
+    within: str | None = None
     like: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +70,14 @@ class ViewOptions:
             raise ValueError(f"count must be at least 1, not {self.count}; leave the view out for none")
         if self.size < 1:
             raise ValueError(f"size must be positive, not {self.size}")
+        if (self.like or self.within) and self.teacher_distortions == "none":
+            raise ValueError(
+                "teacher_distortions is for views with crops of their own, not like or within others"
+            )
+        if self.colour == "picture" and self.distortions == "none":
+            raise ValueError("colour: picture is a distortion, and distortions are none")
+        if self.like and self.within:
+            raise ValueError("a view is either like another or within it")
         for name in ("flip", "jitter", "grey", "blur", "solarise"):
             self._check_probability(name)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -100,24 +119,27 @@ class ViewOptions:
         return value if isinstance(value, tuple) else (value,) * self.crops
 
 
+COLOUR = ("jitter", "brightness", "contrast", "saturation", "hue", "grey")
+
+
 def resolve_views(views: Mapping[str, ViewOptions]) -> dict[str, ViewOptions]:
     """`views` with every count set and all that a view shares with the one it is `like` copied.
 
     Raises:
-        ValueError: naming the view, if `like` names no view, one that is itself like another, or
-            one with another count.
+        ValueError: naming the view, if `like` or `within` names no view with crops of its own, or one
+            whose count or size does not fit; or if views that share a change of colour differ in it.
     """
+    _check_colour(views)
     resolved = {}
     for name, options in views.items():
-        if options.like is None:
+        original = _original(views, name, options)
+        if original is None:
             resolved[name] = replace(options, count=options.crops)
             continue
-        original = views.get(options.like)
-        if original is None or original.like is not None:
-            roots = ", ".join(other for other, o in views.items() if o.like is None) or "none"
-            raise ValueError(
-                f"view {name}: like {options.like!r} must name a view of its own crops; there are: {roots}"
-            )
+        if options.within is not None:
+            _check_within(name, options, original)
+            resolved[name] = replace(options, count=options.crops)
+            continue
         if options.count not in (None, original.crops):
             raise ValueError(
                 f"view {name}: count {options.count} differs from {options.like}'s {original.crops}"
@@ -128,6 +150,43 @@ def resolve_views(views: Mapping[str, ViewOptions]) -> dict[str, ViewOptions]:
             size=options.size,
             interpolation=options.interpolation,
             distortions=options.distortions,
+            colour="crop",  # which one it is follows from the original
+            teacher_distortions="all",
             like=options.like,
         )
     return resolved
+
+
+def _original(views: Mapping[str, ViewOptions], name: str, options: ViewOptions) -> ViewOptions | None:
+    """The view that `options` is like or within."""
+    key = options.like or options.within
+    if key is None:
+        return None
+    original = views.get(key)
+    if original is None or original.like or original.within:
+        roots = ", ".join(other for other, o in views.items() if not (o.like or o.within)) or "none"
+        relation = "like" if options.like else "within"
+        raise ValueError(
+            f"view {name}: {relation} {key!r} must name a view of its own crops; there are: {roots}"
+        )
+    return original
+
+
+def _check_within(name: str, options: ViewOptions, original: ViewOptions) -> None:
+    if options.size > original.size:
+        raise ValueError(
+            f"view {name}: {options.size} pixels do not fit within {options.within}'s {original.size}"
+        )
+    if options.crops % original.crops:
+        raise ValueError(
+            f"view {name}: count {options.crops} is not the same number of each of {options.within}'s {original.crops}"
+        )
+    if options.colour != original.colour:
+        raise ValueError(f"view {name}: colour must be {original.colour}, as it is of {options.within}")
+
+
+def _check_colour(views: Mapping[str, ViewOptions]) -> None:
+    shared = {n: o for n, o in views.items() if o.colour == "picture" and o.like is None}
+    for key in COLOUR:
+        if len({getattr(options, key) for options in shared.values()}) > 1:
+            raise ValueError(f"{key} must be the same for {', '.join(shared)}, which share colour: picture")

@@ -7,7 +7,10 @@ that grows with the data, and nothing that depends on how many processes there a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 
@@ -64,6 +67,41 @@ def _hash(x: np.ndarray, below: int) -> np.ndarray:
     return scaled
 
 
+class Stream(Protocol):
+    """Which sample stands at which place of which step; samples are numbered as the source numbers them."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def global_batch(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def batch(self, step: int) -> np.ndarray:
+        """Sample ids of the step, int64 [global_batch], by position."""
+        ...
+
+    def ids(self, step: int, first: int, last: int) -> np.ndarray:
+        """Sample ids at positions first..last-1 of the step, int64."""
+        ...
+
+    def ring(self, sample: int) -> Iterator[int]:
+        """Ids of the samples of one data set, each once, from `sample` on: what may stand in for it."""
+        ...
+
+
+def in_passes(places: np.ndarray, samples: int, seed: int, *key: draws.Key) -> np.ndarray:
+    """Samples at `places`, int64 of any order, of endless passes over 0..samples-1, each shuffled anew."""
+    numbers, within = np.divmod(places, samples)
+    ids = np.empty_like(places)
+    for number in np.unique(numbers).tolist():
+        chosen = numbers == number
+        ids[chosen] = Permutation(samples, seed, "pass", number, *key)(within[chosen])
+    return ids
+
+
 @dataclass(frozen=True)
 class SampleStream:
     """Samples in passes over the data, each pass in an order of its own.
@@ -93,15 +131,12 @@ class SampleStream:
 
     def ids(self, step: int, first: int, last: int) -> np.ndarray:
         """Sample ids at positions first..last-1 of the step, int64."""
-        start, stop = step * self.global_batch + first, step * self.global_batch + last
-        parts = []
-        while start < stop:
-            number, place = divmod(start, self.samples)
-            count = min(stop - start, self.samples - place)
-            order = Permutation(self.samples, self.seed, "pass", number)
-            parts.append(order(np.arange(place, place + count, dtype=np.uint64)))
-            start += count
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        places = step * self.global_batch + np.arange(first, last, dtype=np.int64)
+        return in_passes(places, self.samples, self.seed)
+
+    def ring(self, sample: int) -> Iterator[int]:
+        """All ids, from `sample` on."""
+        return chain(range(sample, self.samples), range(sample))
 
 
 def rank_positions(global_batch: int, micro_batches: int, rank: int, world: int) -> list[np.ndarray]:

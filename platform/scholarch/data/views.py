@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from scholarch import draws
-from scholarch.data.distort import DISTORTION_DRAWS, GEOMETRY_DRAWS, crop_box, distort, mirrored
+from scholarch.data.distort import (
+    DISTORTION_DRAWS,
+    GEOMETRY_DRAWS,
+    change_colour,
+    crop_box,
+    distort,
+    mirrored,
+)
 from scholarch.data.options import ViewOptions, resolve_views
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,30 +59,56 @@ class _Normalise:
         return torch.sub(picture, self._mean, out=out).div_(self._std)
 
 
+TEACHER = "{}/teacher"
+"""Name of the crops that teachers see in place of a view's, where they differ."""
+
+
+AS_CUT: dict[str, Any] = {"distortions": "none", "teacher_distortions": "all", "colour": "crop"}
+
+
 class MultiCrop:
     """Cuts, distorts and normalises the crops of every view of a picture.
 
-    Order: crop and mirror, colour, blur, solarise, normalise. Views that are `like` another come from
-    the same crop, made at the largest of their sizes (reference.md section 5.1, "Gram crops"): without
-    distortions in any of them, each size is cut from the undistorted crop and the original's is
-    distorted after; where they share distortions, these come first and the resizes after them.
+    Order: crop and mirror, colour, blur, solarise, normalise; colour comes first where the picture has
+    one for all. Views that are `like` another come from the same crop, made at the largest of their
+    sizes (reference.md section 5.1, "Gram crops"): without distortions in any of them, each size is cut
+    from the undistorted crop and the original's is distorted after; where they share distortions, these
+    come first and the resizes after them. Views `within` another are cut from its undistorted crop.
 
     Args:
         views: options by name.
         mean, std: of the channels, for values in [0, 1].
+        patch: pixels between the places of views that are `within` another.
 
     Raises:
         ValueError: from `resolve_views`, or for a std that is not positive.
     """
 
-    def __init__(self, views: Mapping[str, ViewOptions], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, views: Mapping[str, ViewOptions], mean: Sequence[float], std: Sequence[float], patch: int = 1
+    ) -> None:
         self.views = resolve_views(views)
+        self.patch = patch
         self._normalise = _Normalise(mean, std)
-        self._families = {
-            root: [name for name, other in self.views.items() if other.like == root]
-            for root, options in self.views.items()
-            if options.like is None
+        # What is made: the views, and what teachers see of them, which is as a view like them.
+        self._made = {
+            **self.views,
+            **{
+                TEACHER.format(name): replace(options, like=name, **AS_CUT)
+                for name, options in self.views.items()
+                if options.teacher_distortions == "none" and options.distortions == "all"
+            },
         }
+        self._families = {
+            root: [name for name, other in self._made.items() if other.like == root]
+            for root, options in self.views.items()
+            if options.like is None and options.within is None
+        }
+        self._pieces_of = {
+            root: [name for name, other in self.views.items() if other.within == root]
+            for root in self._families
+        }
+        self._shared = next((o for o in self.views.values() if o.colour == "picture"), None)
 
     @property
     def channels(self) -> int:
@@ -88,7 +124,7 @@ class MultiCrop:
         """Room for the crops of `samples` pictures, float32 [V, samples, C, size, size] by view."""
         return {
             name: torch.empty(options.crops, samples, self.channels, options.size, options.size)
-            for name, options in self.views.items()
+            for name, options in self._made.items()
         }
 
     def __call__(self, picture: Tensor, seed: int, step: int, position: int) -> dict[str, Tensor]:
@@ -98,7 +134,7 @@ class MultiCrop:
             picture: [C, H, W], uint8 or float in [0, 1].
 
         Returns:
-            By view: float32 [V, C, size, size], normalised.
+            By view: float32 [V, C, size, size], normalised; as VIEW/teacher what teachers see instead.
         """
         batch = self.empty(1)
         self.fill(batch, 0, picture, seed, step, position)
@@ -111,45 +147,77 @@ class MultiCrop:
         if picture.shape[0] != self.channels:
             raise ValueError(f"picture has {picture.shape[0]} channels, mean and std {self.channels}")
         place = (seed, "step", step, position)
+        recoloured = picture
+        if self._shared is not None:
+            uniform = draws.generator(*place, "colour of the picture").random(DISTORTION_DRAWS).tolist()
+            recoloured = change_colour(_to_float(picture), self._shared, uniform)
         for root, family in self._families.items():
-            count = self.views[root].crops
-            geometry = draws.generator(*place, "crop", root).random((count, GEOMETRY_DRAWS)).tolist()
-            colour = draws.generator(*place, "colour", root).random((count, DISTORTION_DRAWS)).tolist()
-            for number in range(count):
-                crops = self._crops(picture, root, family, number, geometry[number], colour[number])
-                for name, crop in crops.items():
+            options = self.views[root]
+            geometry = draws.generator(*place, "crop", root).random((options.crops, GEOMETRY_DRAWS)).tolist()
+            colour = self._colour_draws(place, root)
+            own = recoloured if options.colour == "picture" else picture
+            bases = [self._base(own, root, family, geometry[number]) for number in range(options.crops)]
+            for number, base in enumerate(bases):
+                for name, crop in self._crops(base, root, family, number, colour[number]).items():
                     self._normalise(crop, out=batch[name][number, row])
+            for name in self._pieces_of[root]:
+                offsets = self.offsets(name, seed, step, position)
+                pieces = self._pieces(bases, name, offsets, self._colour_draws(place, name))
+                for number, piece in enumerate(pieces):
+                    self._normalise(piece, out=batch[name][number, row])
 
-    def _crops(
-        self,
-        picture: Tensor,
-        root: str,
-        family: Sequence[str],
-        number: int,
-        geometry: Sequence[float],
-        colour: Sequence[float],
-    ) -> dict[str, Tensor]:
-        """Crop `number` of a view and of those that are like it, before normalisation."""
+    def _colour_draws(self, place: tuple[int, str, int, int], view: str) -> list[list[float]]:
+        size = (self.views[view].crops, DISTORTION_DRAWS)
+        drawn: list[list[float]] = draws.generator(*place, "colour", view).random(size).tolist()
+        return drawn
+
+    def offsets(self, view: str, seed: int, step: int, position: int) -> np.ndarray:
+        """Top and left, int64 [V, 2], of the crops of a view that is `within` another, in pixels of it.
+
+        All places on the grid of patches are as likely; reference.md section 5.1.
+        """
+        options = self.views[view]
+        assert options.within is not None
+        places = (self.views[options.within].size - options.size) // self.patch + 1
+        drawn = draws.generator(seed, "step", step, position, "within", view).random((options.crops, 2))
+        return (drawn * places).astype(np.int64) * self.patch
+
+    def _pieces(
+        self, bases: Sequence[Tensor], name: str, offsets: np.ndarray, colour: Sequence[Sequence[float]]
+    ) -> Iterator[Tensor]:
+        """The crops of a view within another's, before normalisation."""
+        options = self.views[name]
+        assert options.within is not None
+        side, each = self.views[options.within].size, options.crops // len(bases)
+        for number, (top, left) in enumerate(offsets.tolist()):
+            base = _resize(bases[number // each], side, side, options.interpolation)
+            whole = self._distort(base, name, number, colour[number])
+            yield whole[:, top : top + options.size, left : left + options.size]
+
+    def _base(self, picture: Tensor, root: str, family: Sequence[str], geometry: Sequence[float]) -> Tensor:
+        """A crop of a view as float, mirrored or not, at the largest size that is made of it."""
         options = self.views[root]
         top, left, height, width = crop_box(
             picture.shape[1], picture.shape[2], options.scale, options.ratio, geometry
         )
-        side = max(self.views[name].size for name in (root, *family))
+        side = max(self._made[name].size for name in (root, *family))
         base = picture[:, top : top + height, left : left + width]
         base = _resize(base, side, side, options.interpolation)
-        if mirrored(options, geometry):
-            base = base.flip(-1)
-        base = _to_float(base)
-        shared = [name for name in family if self.views[name].distortions == "all"]
-        if not shared and side != options.size:
-            distorted = self._distort(
-                _resize(base, options.size, options.size, options.interpolation), root, number, colour
-            )
-        else:
-            distorted = self._distort(base, root, number, colour)
+        return _to_float(base.flip(-1) if mirrored(options, geometry) else base)
+
+    def _crops(
+        self, base: Tensor, root: str, family: Sequence[str], number: int, colour: Sequence[float]
+    ) -> dict[str, Tensor]:
+        """Crop `number` of a view and of those that are like it, before normalisation."""
+        options = self.views[root]
+        shared = [name for name in family if self._made[name].distortions == "all"]
+        small = base
+        if not shared:
+            small = _resize(base, options.size, options.size, options.interpolation)
+        distorted = self._distort(small, root, number, colour)
         crops = {root: distorted}
         for name in family:
-            other = self.views[name]
+            other = self._made[name]
             crops[name] = _resize(
                 distorted if name in shared else base, other.size, other.size, other.interpolation
             )

@@ -1,27 +1,29 @@
 """One block of a vision transformer: a pure function of tensors, to be compiled and sharded as one.
 
-Legend: B pictures, T tokens, D width.
+Legend: S tokens of all pictures, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from scholarch.models.layers import Attention, FfnKind, LayerScale, NormKind, build_ffn, build_norm
+from scholarch.models.packing import KeptTokens, Packing, add_packed
+from scholarch.models.recompute import ActivationCheckpointing, checkpointed
 from scholarch.models.rope import Rotation
-from scholarch.models.stochastic_depth import add_branch
 
 
 class Block(nn.Module):
     """Pre-norm block: x + ls1 attn(norm1 x), then x + ls2 ffn(norm2 x) (reference.md 1.2).
 
     Attributes:
-        checkpoint: whether activations are computed again in the backward pass. Kept inside
-            `forward`, so that names of parameters stay and FSDP2's hooks run once.
+        checkpoint: what is computed again in the backward pass. Kept inside `forward`, so that
+            names of parameters stay and FSDP2's hooks run once.
     """
 
-    checkpoint: bool = False
+    checkpoint: ActivationCheckpointing = "none"
 
     def __init__(
         self,
@@ -46,45 +48,34 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: Rotation | None = None,
-        kept_attention: Tensor | None = None,
-        kept_ffn: Tensor | None = None,
-        scale: float = 1.0,
+        packing: Packing,
+        rotations: Sequence[Rotation] | None = None,
+        kept_attention: KeptTokens | None = None,
+        kept_ffn: KeptTokens | None = None,
     ) -> Tensor:
         """Runs the block.
 
         Args:
-            x: [B, T, D].
-            rope: rotation of queries and keys.
-            kept_attention: int64 rows of x on which attention runs (stochastic depth); None: all.
+            x: [S, D].
+            packing: which tokens are of one picture.
+            rotations: of queries and keys, for each group of the packing.
+            kept_attention: tokens on which attention runs (stochastic depth); None: all.
             kept_ffn: the same for the feed-forward layer.
-            scale: factor of what the kept rows receive.
 
         Returns:
-            [B, T, D].
+            [S, D].
         """
-        if self.checkpoint and self.training:
-            # Nothing random happens inside: no generator state to restore.
-            again: Tensor = checkpoint(
-                self._run,
-                x,
-                rope,
-                kept_attention,
-                kept_ffn,
-                scale,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            return again
-        return self._run(x, rope, kept_attention, kept_ffn, scale)
+        how = self.checkpoint if self.training else "none"
+        return checkpointed(how, self._run, x, packing, rotations, kept_attention, kept_ffn)
 
     def _run(
         self,
         x: Tensor,
-        rope: Rotation | None,
-        kept_attention: Tensor | None,
-        kept_ffn: Tensor | None,
-        scale: float,
+        packing: Packing,
+        rotations: Sequence[Rotation] | None,
+        kept_attention: KeptTokens | None,
+        kept_ffn: KeptTokens | None,
     ) -> Tensor:
-        x = add_branch(x, lambda y: self.ls1(self.attn(self.norm1(y), rope)), kept_attention, scale)
-        return add_branch(x, lambda y: self.ls2(self.mlp(self.norm2(y))), kept_ffn, scale)
+        seen = packing if kept_attention is None else kept_attention.packing
+        x = add_packed(x, lambda y: self.ls1(self.attn(self.norm1(y), seen, rotations)), kept_attention)
+        return add_packed(x, lambda y: self.ls2(self.mlp(self.norm2(y))), kept_ffn)

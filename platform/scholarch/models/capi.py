@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scholarch.draws import Draws
 from scholarch.models.features import Backbone, Features, Views, wanted_layers
 from scholarch.models.initialise import normal_, uniform_
+from scholarch.models.recompute import ActivationCheckpointing, checkpointed
 from scholarch.models.rope import Rotation
 from scholarch.models.stochastic_depth import DrawForm, add_branch, decide
 
@@ -204,10 +204,10 @@ class CapiBlock(nn.Module):
     """Pre-norm attention (of the tokens to themselves or to a context) and feed-forward layer.
 
     Attributes:
-        checkpoint: whether activations are computed again in the backward pass.
+        checkpoint: what is computed again in the backward pass.
     """
 
-    checkpoint: bool = False
+    checkpoint: ActivationCheckpointing = "none"
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -233,15 +233,14 @@ class CapiBlock(nn.Module):
             places: of the tokens of x.
             context: [B, S, D], not normed again; None: the normed tokens themselves.
             context_places: of the context.
-            kept_attention: as in Block.
-            kept_ffn: as in Block.
-            scale: as in Block.
+            kept_attention: int64 rows of x on which attention runs (stochastic depth); None: all.
+            kept_ffn: the same for the feed-forward layer.
+            scale: factor of what the kept rows receive.
         """
-        arguments = (x, places, context, context_places, kept_attention, kept_ffn, scale)
-        if self.checkpoint and self.training:
-            again: Tensor = checkpoint(self._run, *arguments, use_reentrant=False, preserve_rng_state=False)
-            return again
-        return self._run(*arguments)
+        how = self.checkpoint if self.training else "none"
+        return checkpointed(
+            how, self._run, x, places, context, context_places, kept_attention, kept_ffn, scale
+        )
 
     def _run(
         self,
@@ -299,6 +298,10 @@ class CapiViT(Backbone):
         """Fills registers and mask token."""
         normal_(self.register_tokens, 0.02, generator)
         normal_(self.mask_token, 0.02, generator)
+
+    def in_order(self) -> Sequence[nn.Module]:
+        """The encoder's blocks."""
+        return list(self.blocks)[: self.depth]
 
     def forward(self, views: list[Views], draws: Draws | None = None) -> list[Features]:
         """See Backbone; `predict` of the views says where the predictor predicts."""

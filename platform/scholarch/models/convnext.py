@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from scholarch.draws import Draws
 from scholarch.models.features import Backbone, Features, Views, wanted_layers
 from scholarch.models.initialise import trunc_normal_
+from scholarch.models.recompute import ActivationCheckpointing, checkpointed
 from scholarch.models.stochastic_depth import DrawForm, RateShape, add_branch, block_rates, decide
 
 Size = Literal["tiny", "small", "base", "large"]
@@ -109,10 +109,10 @@ class ConvNeXtBlock(nn.Module):
     """Depthwise 7 x 7, norm, linear to four times the width, GELU, linear, LayerScale, residual.
 
     Attributes:
-        checkpoint: whether activations are computed again in the backward pass.
+        checkpoint: what is computed again in the backward pass.
     """
 
-    checkpoint: bool = False
+    checkpoint: ActivationCheckpointing = "none"
 
     def __init__(self, width: int, layer_scale: float) -> None:
         super().__init__()
@@ -129,12 +129,8 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """Runs the block on [B, C, h, w]; `kept` and `scale` as in `add_branch`."""
-        if self.checkpoint and self.training:
-            again: Tensor = checkpoint(
-                add_branch, x, self._branch, kept, scale, use_reentrant=False, preserve_rng_state=False
-            )
-            return again
-        return add_branch(x, self._branch, kept, scale)
+        how = self.checkpoint if self.training else "none"
+        return checkpointed(how, add_branch, x, self._branch, kept, scale)
 
     def _branch(self, x: Tensor) -> Tensor:
         x = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # [B, h, w, C]

@@ -20,8 +20,8 @@ class Views(NamedTuple):
     Attributes:
         images: [B, C, H, W].
         masks: [B, N] bool, True = replaced by the mask token; None: nothing is masked.
-        rows: [B] int64, global row of each picture (over all ranks and micro-batches), by which
-            decisions about it are drawn; None: rows are 0..B-1.
+        rows: [B] int64 on the host, global row of each picture (over all ranks and micro-batches), by
+            which decisions about it are drawn; None: rows are 0..B-1.
         total: number of global rows; None: B.
         name: key of the draws made for this group of views.
         local: whether these are local crops (local_cls_norm applies to them while training).
@@ -68,6 +68,13 @@ class Backbone(nn.Module):
     patch: int
     channels: int
     blocks: nn.ModuleList
+
+    def in_order(self) -> Sequence[nn.Module]:
+        """Blocks that every pass through the backbone runs, one after the other.
+
+        A block not named here may be left out; a block named must not, for its weights may be on the way.
+        """
+        return list(self.blocks)
 
     def forward(self, views: list[Views], draws: Draws | None = None) -> list[Features]:
         """Features of each group of views.

@@ -1,10 +1,11 @@
 """Parts of a vision transformer (reference.md sections 1.1, 1.2 and 1.5).
 
-Legend: B pictures, T tokens, D width, h heads, d = D / h.
+Legend: B pictures, T tokens, S tokens of all pictures, D width, h heads, d = D / h.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from scholarch.collectives import upcast
 from scholarch.models.initialise import init_linear
+from scholarch.models.packing import Packing, attend
 from scholarch.models.rope import Rotation
 
 NormKind = Literal["layernorm", "layernorm_bf16", "rmsnorm"]
@@ -121,13 +123,9 @@ class Attention(nn.Module):
         parts = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         return Projections(*parts.permute(2, 0, 3, 1, 4).unbind(0))
 
-    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        queries, keys, values = self.project(x)
-        if rotation is not None:
-            queries, keys = rotation(queries), rotation(keys)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, packing: Packing, rotations: Sequence[Rotation] | None) -> Tensor:
+        """[S, D] -> [S, D]; see packing.attend."""
+        projected: Tensor = self.proj(attend(self.qkv(x), packing, rotations, self.heads))
         return projected
 
 

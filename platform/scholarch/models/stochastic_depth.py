@@ -59,24 +59,44 @@ def decide(
     """
     if not any(rates):
         return [Kept((None,) * len(branches), 1.0) for _ in rates]
-    if draws is None:
-        raise ValueError("training with stochastic depth needs `draws`")
-    total = views.images.shape[0] if views.total is None else views.total
-    rows = np.arange(views.images.shape[0]) if views.rows is None else views.rows.cpu().numpy()
-    parts: list[np.ndarray] = []
-    for block, rate in enumerate(rates):
-        for branch in branches if rate else ():
-            chosen = _chosen(draws, total, rate, form, views.name, block, branch)
-            parts.append(np.flatnonzero(chosen[rows]))
+    parts = kept_rows(views, draws, rates, branches, form)
     # One transfer for all blocks.
     moved = torch.from_numpy(np.concatenate(parts)).to(views.images.device, non_blocking=True)
     split = iter(torch.split(moved, [len(part) for part in parts]))
     decided = []
     for rate in rates:
-        scale = total / _subset_size(total, rate) if form == "subset" else 1 / (1 - rate)
         kept = tuple(next(split) for _ in branches) if rate else (None,) * len(branches)
-        decided.append(Kept(kept, scale if rate else 1.0))
+        decided.append(Kept(kept, scale_of(views, rate, form) if rate else 1.0))
     return decided
+
+
+def kept_rows(
+    views: Views, draws: Draws | None, rates: Sequence[float], branches: Sequence[str], form: DrawForm
+) -> list[np.ndarray]:
+    """The local rows that are kept, for each branch of each block whose rate is above 0, on the host.
+
+    Raises:
+        ValueError: if draws are not given.
+    """
+    if draws is None:
+        raise ValueError("training with stochastic depth needs `draws`")
+    total = _total(views)
+    rows = np.arange(views.images.shape[0]) if views.rows is None else views.rows.numpy()
+    return [
+        np.flatnonzero(_chosen(draws, total, rate, form, views.name, block, branch)[rows])
+        for block, rate in enumerate(rates)
+        if rate
+        for branch in branches
+    ]
+
+
+def scale_of(views: Views, rate: float, form: DrawForm) -> float:
+    """By which what a kept row receives is multiplied."""
+    return _total(views) / _subset_size(_total(views), rate) if form == "subset" else 1 / (1 - rate)
+
+
+def _total(views: Views) -> int:
+    return views.images.shape[0] if views.total is None else views.total
 
 
 def _subset_size(total: int, rate: float) -> int:

@@ -1,7 +1,7 @@
 """Vision transformer of the DINO family (reference.md sections 1.1 to 1.5).
 
 Legend: B pictures, C channels, H x W pixels, h x w patches, N = h * w, R registers,
-T = 1 + R + N tokens in the order [CLS, registers, patches], D width.
+T = 1 + R + N tokens in the order [CLS, registers, patches], S tokens of all pictures, D width.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from scholarch.models.block import Block
 from scholarch.models.features import Backbone, Features, Views, wanted_layers
 from scholarch.models.initialise import normal_, trunc_normal_
 from scholarch.models.layers import FfnKind, NormKind, PatchEmbed, Projections, build_norm
+from scholarch.models.packing import Packing, decide_packed, pack
 from scholarch.models.positions import LearnedPositionOptions, resample
 from scholarch.models.rope import AxialRope, RopeOptions, Rotation
-from scholarch.models.stochastic_depth import DrawForm, RateShape, block_rates, decide
+from scholarch.models.stochastic_depth import DrawForm, RateShape, block_rates
 
 Size = Literal[
     "tiny", "small", "small_plus", "base", "large", "large_plus", "so400m", "huge_plus", "giant", "7b"
@@ -204,50 +205,60 @@ class VisionTransformer(Backbone):
             trunc_normal_(self.pos_embed, 0.02, generator)
 
     def forward(self, views: list[Views], draws: Draws | None = None) -> list[Features]:
-        """See Backbone."""
-        return [self._features(self._encode(group, draws), group.local) for group in views]
+        """See Backbone; every block runs once, on the tokens of all groups."""
+        if not views:
+            return []
+        prepared = [self._prepare(group, draws) for group in views]
+        groups = [tokens for tokens, _ in prepared]
+        packing, x = Packing.of(groups), pack(groups)
+        rates = self._rates if self.training else [0.0] * len(self.blocks)
+        form = self.options.stochastic_depth_draw
+        kept = decide_packed(views, packing, draws, rates, ("attention", "ffn"), form, x.dtype)
+        for number, (block, (attention, ffn)) in enumerate(zip(self.blocks, kept, strict=True)):
+            x = block(x, packing, _of_block(prepared, number), attention, ffn)
+        return [
+            self._features(tokens, group.local)
+            for tokens, group in zip(packing.groups(x), views, strict=True)
+        ]
 
     def intermediate_layers(
         self, images: Tensor, layers: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
         """See Backbone."""
         wanted = wanted_layers(layers, len(self.blocks))
-        tokens, rotations = self._prepare(Views(images), None)
+        prepared = self._prepare(Views(images), None)
+        packing, x = Packing.of([prepared[0]]), pack([prepared[0]])
         found: dict[int, Features] = {}
-        for number, (block, rotation) in enumerate(zip(self.blocks, rotations, strict=True)):
-            tokens = block(tokens, rotation)
+        for number, block in enumerate(self.blocks):
+            x = block(x, packing, _of_block([prepared], number))
             if number in wanted:
+                (tokens,) = packing.groups(x)
                 found[number] = self._features(tokens, local=False) if norm else self._split(tokens, tokens)
         return [found[number] for number in wanted]
 
     def last_attention(self, images: Tensor) -> LastAttention:
         """Attention of CLS, and queries, keys and values, in the last block. [B, C, H, W] pictures.
 
+        Not under FSDP2: the last block does not run as a whole.
+
         Raises:
             UserError: as `forward`.
         """
-        tokens, rotations = self._prepare(Views(images), None)
-        for block, rotation in zip(self.blocks[:-1], rotations[:-1], strict=True):
-            tokens = block(tokens, rotation)
-        last, rotation = self.blocks[-1], rotations[-1]
+        prepared = self._prepare(Views(images), None)
+        packing, x = Packing.of([prepared[0]]), pack([prepared[0]])
+        for number, block in enumerate(self.blocks[:-1]):
+            x = block(x, packing, _of_block([prepared], number))
+        last, rotations = self.blocks[-1], prepared[1]
         assert isinstance(last, Block)
-        projections = last.attn.project(last.norm1(tokens))
+        projections = last.attn.project(last.norm1(packing.groups(x)[0]))
         queries, keys = projections.queries, projections.keys
-        if rotation is not None:
-            queries, keys = rotation(queries), rotation(keys)
+        if rotations is not None:
+            queries, keys = rotations[-1](queries), rotations[-1](keys)
         scores = (queries[:, :, :1] @ keys.transpose(-2, -1)).squeeze(2) * queries.shape[-1] ** -0.5
         return LastAttention(scores.softmax(-1), projections)
 
-    def _encode(self, views: Views, draws: Draws | None) -> Tensor:
-        tokens, rotations = self._prepare(views, draws)
-        rates = self._rates if self.training else [0.0] * len(self.blocks)
-        kept = decide(views, draws, rates, ("attention", "ffn"), self.options.stochastic_depth_draw)
-        for block, rotation, ((attention, ffn), scale) in zip(self.blocks, rotations, kept, strict=True):
-            tokens = block(tokens, rotation, attention, ffn, scale)
-        return tokens
-
-    def _prepare(self, views: Views, draws: Draws | None) -> tuple[Tensor, Sequence[Rotation | None]]:
-        """Tokens before the first block [B, T, D], and the rotation for each block."""
+    def _prepare(self, views: Views, draws: Draws | None) -> tuple[Tensor, Sequence[Rotation] | None]:
+        """Tokens before the first block [B, T, D], and the rotation for each block, where there are any."""
         height, width = self.grid(views.images)
         patches = self.patch_embed(views.images).flatten(1, 2)  # [B, N, D]
         cls: Tensor = self.cls_token
@@ -265,7 +276,7 @@ class VisionTransformer(Backbone):
             registers = self.storage_tokens.expand(len(tokens), -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         if self.rope_embed is None:
-            return tokens, [None] * len(self.blocks)
+            return tokens, None
         prefix = 1 + self.registers
         return tokens, self.rope_embed(height, width, prefix, len(self.blocks), draws, views.name)
 
@@ -290,6 +301,14 @@ class VisionTransformer(Backbone):
             normed, [1, self.registers, normed.shape[1] - 1 - self.registers], dim=1
         )
         return Features(cls.squeeze(1), registers, patches, prenorm)
+
+
+def _of_block(
+    prepared: Sequence[tuple[Tensor, Sequence[Rotation] | None]], block: int
+) -> list[Rotation] | None:
+    """Rotations of a block for each group."""
+    rotations = [rotations[block] for _, rotations in prepared if rotations is not None]
+    return rotations or None
 
 
 def _empty(*shape: int) -> nn.Parameter:

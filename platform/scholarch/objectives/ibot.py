@@ -88,7 +88,10 @@ class Ibot(Term):
         (output,) = self.teacher_outputs()
         logits = seen = [outputs[output] for outputs in teacher]
         if output.tokens == "patches":
-            logits = [x[share.masks[self.options.view]] for x, share in zip(seen, shares, strict=True)]
+            logits = [
+                x.flatten(0, 2).index_select(0, share.chosen(self.options.view))
+                for x, share in zip(seen, shares, strict=True)
+            ]
         temperature = self.options.teacher_temperature(shares[0].step)
         targets: list[Tensor] = self.centring(logits, temperature, shares[0].group, seen)
         return targets
@@ -98,7 +101,8 @@ class Ibot(Term):
         logits = upcast(student[output]) / self.options.student_temperature  # [M, K]
         losses = -(targets * torch.log_softmax(logits, dim=-1)).sum(dim=-1)  # [M]
         masks = share.masks[self.options.view]  # [V, b, N]
-        weights = (1.0 / masks.sum(dim=-1, keepdim=True).to(losses)).expand(masks.shape)[masks]  # [M]
+        weights = (1.0 / masks.sum(dim=-1, keepdim=True).to(losses)).expand(masks.shape).flatten()
+        weights = weights.index_select(0, share.chosen(self.options.view))  # [M]
         images = masks.shape[0] * share.global_batch
         drawn = monitors.assignments(targets)
         drawn["kl"] = losses.detach().sum() - drawn["teacher_entropy"]

@@ -58,6 +58,8 @@ class Share:
         predicted: by view name [V, b, N] bool, True = predicted; absent where it equals `masks`.
         grids: by view name (h, w) with N = h * w, row-major; absent: a square grid.
         group: the ranks that share the global batch; None for one process.
+        places: by mask ("VIEW", "VIEW/predicted") [M] int64, its True places in flattened [V, b, N]; where
+            one is absent it is found on the device, which then waits.
     """
 
     step: int
@@ -69,6 +71,14 @@ class Share:
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     group: ProcessGroup | None = None
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def chosen(self, view: str, *, predicted: bool = False) -> Tensor:
+        """[M] int64: the masked, or predicted, places of `view` in flattened [V, b, N]."""
+        apart = predicted and view in self.predicted
+        found = self.places.get(f"{view}/predicted" if apart else view)
+        mask = (self.predicted if apart else self.masks)[view]
+        return mask.flatten().nonzero().squeeze(1) if found is None else found
 
 
 class TermValue(NamedTuple):

@@ -13,9 +13,9 @@ from torch.distributed import ProcessGroup
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
 from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
+from scholarch.data.mixture import stream_of
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
-from scholarch.data.stream import SampleStream
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
 from scholarch.objectives import MASKS, TERMS
@@ -111,10 +111,12 @@ def _width(recipe: Recipe, student: Network, output: Output) -> int:
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
     """Crops and masks of every step over `source`."""
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
+    patch = recipe.model.patch
     cuts = [
-        Cut(MultiCrop(views, mean, std), _masks(recipe, views), ratio) for ratio, views in view_sets(recipe)
+        Cut(MultiCrop(views, mean, std, patch), _masks(recipe, views), ratio)
+        for ratio, views in view_sets(recipe)
     ]
-    stream = SampleStream(len(source), recipe.training.global_batch, recipe.seed)
+    stream = stream_of(source, recipe.training.global_batch, recipe.seed)
     return StreamDataset(source, stream, *cuts)
 
 

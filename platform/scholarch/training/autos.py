@@ -11,18 +11,41 @@ import torch
 
 from scholarch.config.schema import DataSection, Recipe, settled
 from scholarch.data.source import Source
-from scholarch.data.statistics import scan
+from scholarch.data.statistics import ScanReport, scan
 from scholarch.data.views import IMAGENET_MEAN, IMAGENET_STD
 from scholarch.errors import UserError
 
+_FOR_STATISTICS, _FOR_CHANNELS = 2048, 256
+"""Pictures that are decoded before the run."""
 
-def resolve(recipe: Recipe, source: Source, *, world_size: int, local_size: int) -> Recipe:
-    """The recipe without any `auto`.
+
+def look_at(recipe: Recipe, source: Source) -> ScanReport:
+    """The one look at the data before a run: as many pictures as the recipe leaves open.
 
     Raises:
-        UserError: when the data cannot be read or does not fit.
+        UserError: when none, of any data set, can be used.
     """
-    data = _data(recipe, source)
+    data = recipe.data
+    report = scan(
+        source,
+        channels=None if data.channels == "auto" else settled(data.channels),
+        seed=recipe.seed,
+        at_most=_FOR_STATISTICS if "auto" in (data.mean, data.std) else _FOR_CHANNELS,
+    )
+    report.require_good(data.where)
+    return report
+
+
+def resolve(recipe: Recipe, look: ScanReport, *, world_size: int, local_size: int) -> Recipe:
+    """The recipe without any `auto`.
+
+    Args:
+        look: from `look_at`.
+
+    Raises:
+        UserError: when mean and std do not fit the pictures.
+    """
+    data = _data(recipe.data, look)
     training = recipe.training
     steps = training.steps
     changes: dict[str, Any] = {}
@@ -65,34 +88,29 @@ def _workers(local_size: int) -> int:
     return max(min(cores // local_size - 1, 8), 0)
 
 
-def _data(recipe: Recipe, source: Source) -> DataSection:
-    data = recipe.data
-    channels = 0 if data.channels == "auto" else settled(data.channels)
-    if not channels:
-        look = scan(source, seed=recipe.seed, at_most=256)
-        look.require_good(f"data={data.source}")
-        # Grey pictures among coloured ones are made coloured, never the other way round.
-        channels = max(look.channels)
-    mean, std = data.mean, data.std
-    if "auto" in (mean, std):
-        report = scan(source, channels=channels, seed=recipe.seed)
-        report.require_good(f"data={data.source}")
-        assert report.mean is not None
-        assert report.std is not None
-        mean = report.mean if mean == "auto" else mean
-        std = report.std if std == "auto" else std
-    if mean == "imagenet":
-        mean = IMAGENET_MEAN
-    if std == "imagenet":
-        std = IMAGENET_STD
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
+def _data(data: DataSection, look: ScanReport) -> DataSection:
+    assert look.mean is not None
+    assert look.std is not None
+    values = {
+        "mean": _statistic(data.mean, IMAGENET_MEAN, look.mean),
+        "std": _statistic(data.std, IMAGENET_STD, look.std),
+    }
+    for name, each in values.items():
+        if len(each) != look.wanted:
             raise UserError(
-                f"{len(values)} values for pictures of {channels} channels",
+                f"{len(each)} values for pictures of {look.wanted} channels",
                 where=f"data.{name}",
-                fix=f"give {channels} values, or auto",
+                fix=f"give {look.wanted} values, or auto",
             )
-    return data.model_copy(update={"channels": channels, "mean": mean, "std": std})
+    return data.model_copy(update={"channels": look.wanted, **values})
+
+
+def _statistic(
+    asked: tuple[float, ...] | str, imagenet: tuple[float, ...], found: tuple[float, ...]
+) -> tuple[float, ...]:
+    if isinstance(asked, tuple):
+        return asked
+    return imagenet if asked == "imagenet" else found
 
 
 def _with_channels(model: Any, channels: int) -> Any:

@@ -65,8 +65,13 @@ def memory(
     tokens = max(sum(v.crops * share * (1 + (v.size // patch) ** 2) for v in s.values()) for s in sets)
     depth = len(getattr(student.backbone, "blocks", ())) or 12
     # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
-    # Checkpointed: two residuals of each block, and the inside of the one that is computed again.
-    per_token = width * (2 * depth + 18 if training.activation_checkpointing else 18 * depth)
+    # Checkpointed: two residuals of each block, and the inside of the one that is computed again; or
+    # its input and its products (qkv, attention, projection, MLP's two), and the rest of that one.
+    per_token = width * {
+        "none": 18 * depth,
+        "selective": 11 * depth + 7,
+        "full": 2 * depth + 18,
+    }[training.activation_checkpointing]
     logits = max(
         sum(
             _rows(recipe, output, views, share) * int(recipe.heads[output.head].prototypes)

@@ -22,9 +22,10 @@ from scholarch.training.networks import Network
 class Pictures(Protocol):
     """What the learner reads of a micro-batch (scholarch.data.loader.MicroBatch)."""
 
-    views: dict[str, Tensor]  # [V, b, C, H, W]
+    views: dict[str, Tensor]  # [V, b, C, H, W]; "VIEW/teacher" where teachers are shown something else
     masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
-    positions: Tensor  # [b]
+    positions: Tensor  # [b], on the host
+    places: dict[str, Tensor]  # by mask [M]: its True places in flattened [V, b, N]; may be empty
 
 
 @dataclass
@@ -154,6 +155,7 @@ class Learner(nn.Module):
             },
             grids={name: _grid(self.student, images) for name, images in batch.views.items()},
             group=self.group,
+            places=batch.places,
         )
 
     @torch.no_grad()
@@ -202,10 +204,12 @@ class Learner(nn.Module):
         views = []
         for name in names:
             images = batch.views[name]  # [V, b, C, H, W]
+            if network is not self.student:
+                images = batch.views.get(f"{name}/teacher", images)
             count = images.shape[0]
             masks = batch.masks.get(name) if masked else None
             predict = share.predicted.get(name) if masked else None
-            offsets = torch.arange(count, device=share.positions.device)[:, None] * share.global_batch
+            offsets = torch.arange(count)[:, None] * share.global_batch
             views.append(
                 Views(
                     images=images.flatten(0, 1),
@@ -239,9 +243,8 @@ def _tokens(features: Features, output: Output, share: Share) -> tuple[Tensor, t
     if output.tokens == "patches":
         patches = features.patches  # [V * b, N, D]
         return patches.flatten(0, 1), (count, size, patches.shape[1])
-    chosen = share.predicted if output.tokens == "predicted" else share.masks
-    mask = chosen.get(output.view, share.masks[output.view]).flatten(0, 1)  # [V * b, N]
-    rows = features.patches[mask]
+    chosen = share.chosen(output.view, predicted=output.tokens == "predicted")
+    rows = features.patches.flatten(0, 1).index_select(0, chosen)
     return rows, (rows.shape[0],)
 
 

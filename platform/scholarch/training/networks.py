@@ -7,8 +7,9 @@ host, and its values are keyed by the parameter's name, so the number of ranks c
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,12 @@ from scholarch.models import build_backbone
 from scholarch.models.features import Backbone
 from scholarch.models.heads import HeadOptions, ProjectionHead
 from scholarch.models.initialise import check_initialised, fill_with_nan, initialise
+from scholarch.models.recompute import ActivationCheckpointing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """dtype of the weights that the optimizer moves; bf16 is what they are cast to for computing."""
+COMPILED_FORMS = 32
+"""Most forms of a block that are compiled before torch runs it uncompiled."""
 
 
 class Network(nn.Module):
@@ -59,14 +63,14 @@ class Execution:
         precision: fp32, bf16 or fp64.
         mesh: shards over it with FSDP2; None: no sharding (one process without torch.distributed).
         compile: compile each block and head.
-        activation_checkpointing: recompute each block's inside in the backward pass.
+        activation_checkpointing: what of each block is computed again in the backward pass.
     """
 
     device: torch.device
     precision: str = "fp32"
     mesh: DeviceMesh | None = None
     compile: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: ActivationCheckpointing = "none"
 
 
 def materialise(network: Network, execution: Execution, seed: int, *, trained: bool) -> Network:
@@ -86,13 +90,18 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
             check_initialised(unit)
             unit.requires_grad_(trained)
         if hasattr(unit, "checkpoint"):
-            setattr(unit, "checkpoint", execution.activation_checkpointing and trained)  # noqa: B010
+            setattr(unit, "checkpoint", execution.activation_checkpointing if trained else "none")  # noqa: B010
         if execution.mesh is None:
             unit.to(execution.device)
         if execution.compile and unit is not network.backbone:
             unit.compile()
         if execution.mesh is not None:
             _shard(unit, execution)
+    if execution.compile:
+        # All blocks share one cache: for the student, teachers, evaluation, and what gets a dynamic shape.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_FORMS)
+    if execution.mesh is not None:
+        _prefetch(network.backbone.in_order())
     return network.train(trained)
 
 
@@ -130,6 +139,14 @@ def _shard(unit: nn.Module, execution: Execution) -> None:
         # Losses are shares of a global mean (collectives.py): gradients are summed, not averaged.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
+
+
+def _prefetch(blocks: Sequence[nn.Module]) -> None:
+    """Has each block's weights gathered while its neighbour computes, in both passes."""
+    sharded = [block for block in blocks if isinstance(block, FSDPModule)]
+    for block, following in itertools.pairwise(sharded):
+        block.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([block])
 
 
 def place(module: nn.Module, execution: Execution) -> None:

@@ -188,6 +188,3 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def finite_or_names(norms: Mapping[str, torch.Tensor]) -> list[str]:
-    """The parts whose gradient norm is not a finite number."""
-    return [part for part, norm in norms.items() if not bool(torch.isfinite(norm))]

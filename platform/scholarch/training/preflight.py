@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from scholarch.config.schema import Recipe, settled
+from scholarch.data.mixture import Mixture
 from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
@@ -77,9 +78,8 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
     check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
-    classes = f", {len(source.classes)} classes" if source.classes else ""
     rows = [
-        ("data", f"{recipe.data.source}: {len(source):,} pictures{classes}, {_channels(recipe)}"),
+        ("data", _data_words(recipe, source)),
         ("views", "; or ".join(_views_words(views) for _, views in view_sets(recipe))),
         (
             "model",
@@ -99,7 +99,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
         ("results", str(run)),
     ]
-    return Preflight(rows, _warnings(recipe, look), layout)
+    return Preflight(rows, _warnings(recipe, source, look), layout)
 
 
 def saved_teachers(recipe: Recipe, teachers: Mapping[str, Network]) -> list[Network]:
@@ -214,12 +214,17 @@ def _check_memory(sizes: dict[str, int], world: World) -> None:
         raise UserError(
             f"needs about {readable_size(needed)} a process ({parts}) and {readable_size(available)} is free",
             where="memory",
-            fix="lower training.micro_batch, set training.activation_checkpointing=true, or use more processes",
+            fix="lower training.micro_batch, set training.activation_checkpointing=full, or use more processes",
         )
 
 
-def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
-    found = []
+def _warnings(recipe: Recipe, source: Source, look: ScanReport) -> list[str]:
+    batch = recipe.training.global_batch
+    found = [
+        f"{part.name} has {len(part.source)} pictures, and homogeneous batches of {batch} show some twice"
+        for part in (source.parts if isinstance(source, Mixture) else ())
+        if part.homogeneous and len(part.source) < batch
+    ]
     largest = max(view.size for _, views in view_sets(recipe) for view in views.values())
     if small := look.smaller_than(largest):
         found.append(
@@ -230,10 +235,8 @@ def _warnings(recipe: Recipe, look: ScanReport) -> list[str]:
         found.append(
             f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}"
         )
-    if recipe.training.global_batch < 64:
-        found.append(
-            f"a global batch of {recipe.training.global_batch} is small for these objectives; 64 or more is steadier"
-        )
+    if batch < 64:
+        found.append(f"a global batch of {batch} is small for these objectives; 64 or more is steadier")
     return found
 
 
@@ -249,9 +252,24 @@ def _views_words(views: Mapping[str, ViewOptions]) -> str:
     return ", ".join(f"{view.crops} {name} of {view.size} px" for name, view in views.items())
 
 
-def _channels(recipe: Recipe) -> str:
+def _data_words(recipe: Recipe, source: Source) -> str:
     channels = recipe.data.channels
-    return f"{channels} channel{'s' if channels != 1 else ''}"
+    each = f"{channels} channel{'s' if channels != 1 else ''}"
+    if not isinstance(source, Mixture):
+        return f"{recipe.data.source}: {_pictures(source)}, {each}"
+    sets = [
+        f"{part.name} {share:.1%} ({_pictures(part.source)}{_alone(part.homogeneous)})"
+        for part, share in zip(source.parts, source.shares, strict=True)
+    ]
+    return f"{'; '.join(sets)}; {each}"
+
+
+def _pictures(source: Source) -> str:
+    return f"{len(source):,} pictures{f', {len(source.classes)} classes' if source.classes else ''}"
+
+
+def _alone(homogeneous: float) -> str:
+    return f", alone in {homogeneous:.1%} of steps" if homogeneous else ""
 
 
 def _batch_words(layout: Layout, world: World) -> str:

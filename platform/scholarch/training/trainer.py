@@ -6,6 +6,7 @@ flag, data wait), a check that all is finite, clip, AdamW, teachers. Nothing els
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner, StepValues
 from scholarch.training.networks import DTYPES
 from scholarch.training.observe import Observer, Outcome
-from scholarch.training.optimizer import Optimizer, finite_or_names
+from scholarch.training.optimizer import Optimizer
 from scholarch.training.teachers import Teachers
 
 Loader = Callable[[int], Generator[Sequence[MicroBatch], None, None]]
@@ -160,15 +161,17 @@ class Trainer:
         placed = [self._place(part) for part in batch]
         values = self.learner.accumulate(placed, self.layout.bounds, self.recipe.training.global_batch, step)
         names = sorted(values.parts)
-        mine = torch.stack([values.parts[n].double() for n in names]).tolist() if names else []
+        clipped = self.optimizer.clip()
+        # The one wait for the device: nothing is moved before all is known to be finite.
+        known = _on_host([*(values.parts[name] for name in names), *clipped.values()])
+        mine, norms = known[: len(names)], dict(zip(clipped, known[len(names) :], strict=True))
         seconds = time.perf_counter() - began
         broken = sorted({name for part in batch for name in part.broken})
         upscaled = sum(part.upscaled for part in batch)
         row = [*mine, float(self.stop.asked), seconds, waited, float(len(broken)), float(upscaled)]
         rows = self.world.gather_row(row)  # [ranks, parts + 5]
         self._check_finite(step, names, rows)
-        norms = self.optimizer.clip()
-        if bad := finite_or_names(norms):
+        if bad := [part for part, norm in norms.items() if not math.isfinite(norm)]:
             raise RunFailed(f"step {step}: the gradient of {', '.join(bad)} is not finite; {self._advice()}")
         self.optimizer.step(step)
         self.teachers.step(step)
@@ -212,7 +215,7 @@ class Trainer:
             observer.warned(message)
 
     def _record(
-        self, step: int, losses: Mapping[str, float], norms: Mapping[str, Tensor], values: StepValues
+        self, step: int, losses: Mapping[str, float], norms: Mapping[str, float], values: StepValues
     ) -> None:
         steps = self.recipe.training.steps
         finished = step + 1
@@ -222,7 +225,7 @@ class Trainer:
         record: dict[str, float] = {"step": finished, "time": time.time()}
         record["loss/total"] = sum(losses.values())
         record |= {f"loss/{name}": value for name, value in losses.items()}
-        record |= {f"gradient_norm/{part}": float(norm) for part, norm in norms.items()}
+        record |= {f"gradient_norm/{part}": norm for part, norm in norms.items()}
         record |= self.optimizer.rates(step) | self.teachers.rates(step)
         record |= self.speed.metrics(steps - finished) | self.counts
         record["memory_gib"] = _memory_gib(self.world.device)
@@ -237,6 +240,14 @@ class Trainer:
     def _tell(self, record: Mapping[str, float]) -> None:
         for observer in self.observers:
             observer.recorded(record)
+
+
+def _on_host(scalars: Sequence[Tensor]) -> list[float]:
+    """Scalars as numbers, brought over together."""
+    if not scalars:
+        return []
+    numbers: list[float] = torch.stack([scalar.detach().double() for scalar in scalars]).tolist()
+    return numbers
 
 
 def _memory_gib(device: torch.device) -> float:

@@ -61,6 +61,38 @@ def test_data_as_text_is_its_source() -> None:
     assert recipe.data.channels == "auto"
 
 
+def test_several_data_sets() -> None:
+    words = [
+        "data.sources.a.source=/a b: [c",
+        "data.sources.web={source: photos, weight: 3, homogeneous: 0.1}",
+    ]
+    data = load_recipe("demo/digits", words).data
+    assert (data.source, data.channels) == ("", "auto")  # digits, and what is said of them, are gone
+    assert data.sources is not None
+    assert data.sources["a"].source == "/a b: [c"
+    assert (data.sources["web"].weight, data.sources["web"].homogeneous) == (3.0, 0.1)
+    assert load_recipe("demo/digits", [*words, "data=photos"]).data.sources is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("data.sources={}",), "data.sources: dictionary should have at least 1 item"),
+        (("data.sources.a.weight=2",), "data.sources.a.source: missing"),
+        (("data.sources.a={source: x, weigth: 2}",), "a.weigth: unknown key; did you mean `weight`?"),
+        (("data.sources.a={source: x, weight: -1}",), "a.weight: input should be greater than or equal to 0"),
+        (("data.sources.a={source: x, homogeneous: 2}",), "homogeneous: input should be less than or equal"),
+        (("data.sources={a b: {source: x}}",), "letters, digits and _, not 'a b'"),
+        (("data.sources.a.source=x", "data.source=y"), "not both"),
+        (("data.sources.a.source=x", "data.labels=none"), "not both"),
+        (("data.sources.a.source=x", "data.evaluated=b"), "evaluated: no source 'b'; there are: a"),
+        (("data.evaluated=b",), "`evaluated` names one of several"),
+    ],
+)
+def test_data_sets_that_cannot_be(words: tuple[str, ...], message: str) -> None:
+    assert message in mistakes(*words)
+
+
 def test_numbers_without_a_point_are_numbers() -> None:
     assert parse_yaml("a: 1e-4") == {"a": 1e-4}
     assert parse_yaml("a: 12") == {"a": 12}

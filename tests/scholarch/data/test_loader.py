@@ -13,6 +13,7 @@ from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
 from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
+from scholarch.data.mixture import Mixture, Part, stream_of
 from scholarch.data.options import ViewOptions
 from scholarch.data.stream import SampleStream
 from scholarch.data.views import MultiCrop
@@ -213,3 +214,40 @@ def test_every_rank_draws_the_same_cut_of_a_step_by_the_ratios() -> None:
             assert batch.views["local"].shape[-1] == small
             assert batch.masks["global"].shape == (1, 6, (large // 8) ** 2)
     assert len(set(drawn[:6])) > 1
+
+
+def mixed(folder: Path) -> StreamDataset:
+    for name, count in (("a", 3), ("b", 5)):
+        (folder / name).mkdir()
+        for i in range(count):
+            np.save(folder / name / f"{i}.npy", np.full((9, 9), 40 * i, np.uint8))
+    for broken in ("a/2.npy", "b/0.npy"):
+        (folder / broken).write_bytes(b"\0")
+    parts = [Part(name, open_source(str(folder / name)), 1.0, 0.25) for name in "ab"]
+    source = Mixture(parts)
+    return StreamDataset(source, stream_of(source, BATCH, 4), Cut(MultiCrop(VIEWS, (0.3,), (0.4,))))
+
+
+def test_a_mixture_is_the_same_however_the_work_is_shared(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    stand_in = {2: 0, 3: 4}  # within the same data set: a goes round, b goes on
+    for world, micro_batches, workers in ((1, 1, 0), (3, 2, 0), (2, 1, 1)):
+        found = np.full((8, BATCH), -1)
+        broken: list[str] = []
+        for rank in range(world):
+            loader = StepLoader(
+                data,
+                start_step=0,
+                end_step=8,
+                micro_batches=micro_batches,
+                rank=rank,
+                world=world,
+                workers=workers,
+            )
+            for step, batches in enumerate(loader):
+                for batch in batches:
+                    found[step, batch.positions] = batch.sample_ids
+                    broken += batch.broken
+        due = [[stand_in.get(i, i) for i in data.stream.batch(step).tolist()] for step in range(8)]
+        assert found.tolist() == due
+        assert {entry.split(":")[0] for entry in broken} == {"a/2.npy", "b/0.npy"}

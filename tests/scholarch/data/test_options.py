@@ -59,3 +59,37 @@ def test_a_like_view_takes_all_but_size_and_distortions() -> None:
 def test_like_must_fit(gram: ViewOptions, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         resolve_views({"global": ViewOptions(count=2), "gram": gram})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"within": "globl"}, "view local: within 'globl' must name"),
+        ({"within": "global", "size": 48}, "48 pixels do not fit within global's 32"),
+        ({"within": "global", "count": 3}, "count 3 is not the same number of each of global's 2"),
+        ({"within": "global", "colour": "picture"}, "colour must be crop"),
+    ],
+)
+def test_within_must_fit(other: dict[str, Any], said: str) -> None:
+    local = ViewOptions(**{"count": 4, "size": 16, **other})
+    with pytest.raises(ValueError, match=said):
+        resolve_views({"global": ViewOptions(count=2, size=32), "local": local})
+
+
+def test_a_shared_colour_is_one() -> None:
+    views = {"a": ViewOptions(colour="picture"), "b": ViewOptions(colour="picture", hue=0.2)}
+    with pytest.raises(ValueError, match="hue must be the same for a, b"):
+        resolve_views(views)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"colour": "picture", "distortions": "none"}, "colour: picture is a distortion"),
+        ({"like": "a", "within": "b"}, "either like another or within"),
+        ({"within": "a", "teacher_distortions": "none"}, "teacher_distortions is for views with crops of"),
+    ],
+)
+def test_combinations_that_mean_nothing(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ViewOptions(**options)

@@ -1,13 +1,16 @@
 """Crops as a whole: keys, sizes, normalisation, depth, views that are like another."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scholarch import draws
-from scholarch.data.distort import GEOMETRY_DRAWS, crop_box, mirrored
+from scholarch.data.distort import DISTORTION_DRAWS, GEOMETRY_DRAWS, blur, crop_box, distort, mirrored
 from scholarch.data.options import ViewOptions
 from scholarch.data.views import IMAGENET_MEAN, IMAGENET_STD, EvaluationView, MultiCrop
+from scipy.stats import chi2
 
 PLAIN = ViewOptions(size=20, distortions="none")
 
@@ -169,3 +172,95 @@ def test_evaluation_view_against_pillow(height: int, width: int) -> None:
     expected = (pixels - IMAGENET_MEAN) / IMAGENET_STD
     found = EvaluationView(56, IMAGENET_MEAN, IMAGENET_STD)(picture)
     assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() <= 1.01 / 255 / 0.224
+
+
+def base_of(options: ViewOptions, picture: torch.Tensor, name: str, number: int, side: int) -> torch.Tensor:
+    """A crop at `side`, mirrored or not, as float: cut and resized with torch alone."""
+    (top, left, height, width), flipped = geometry(options, picture, name, number)
+    cut = picture[None, :, top : top + height, left : left + width]
+    if not cut.is_floating_point():
+        whole = torch.nn.functional.interpolate(cut, (side, side), mode="bicubic", antialias=True) / 255
+    else:
+        whole = torch.nn.functional.interpolate(cut, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return whole[0].flip(-1) if flipped else whole[0]
+
+
+def colour_draws(name: str, number: int) -> list[float]:
+    numbers: list[float] = (
+        draws.generator(7, "step", 3, 11, "colour", name).random((number + 1, DISTORTION_DRAWS))[number]
+    ).tolist()
+    return numbers
+
+
+def test_a_colour_for_the_whole_picture() -> None:
+    views = {
+        "global": ViewOptions(count=2, size=24, colour="picture", blur=0.0),
+        "local": ViewOptions(count=1, size=16, scale=(0.1, 0.3), colour="picture", blur=1.0, blur_kernel=3),
+        "plain": ViewOptions(size=16, distortions="none"),
+    }
+    picture = smooth()
+    crops = MultiCrop(views, (0.0,) * 3, (1.0,) * 3)(picture, 7, 3, 11)
+    uniform = draws.generator(7, "step", 3, 11, "colour of the picture").random(DISTORTION_DRAWS).tolist()
+    assert uniform[0] < 0.8  # so that there is a change of colour
+    free = replace(views["global"], colour="crop", solarise=0.0)
+    recoloured = distort(picture / 255, free, 0, uniform)
+    for number in range(2):
+        expected = base_of(views["global"], recoloured, "global", number, 24)
+        torch.testing.assert_close(crops["global"][number], expected, rtol=0, atol=1e-6)
+    local = base_of(views["local"], recoloured, "local", 0, 16)
+    sigma = 0.1 + 1.9 * colour_draws("local", 0)[11]
+    torch.testing.assert_close(crops["local"][0], blur(local, 3, sigma), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        crops["plain"][0], base_of(views["plain"], picture, "plain", 0, 16), rtol=0, atol=1e-6
+    )
+
+
+def test_crops_within_others_are_pieces_on_the_grid() -> None:
+    own = ViewOptions(count=2, size=48, jitter=1.0, blur=1.0)
+    views = {
+        "global": own,
+        "gram": ViewOptions(like="global", size=96, distortions="none"),
+        "local": ViewOptions(count=4, size=16, within="global", blur=1.0, blur_kernel=3, grey=0.0),
+    }
+    crop, picture = MultiCrop(views, (0.0,) * 3, (1.0,) * 3, patch=8), smooth()
+    found = crop(picture, 7, 3, 11)
+    offsets = crop.offsets("local", 7, 3, 11)
+    for number in range(4):
+        # The piece is of the undistorted crop, at the size of `global` though it was made at gram's.
+        base = base_of(own, picture, "global", number // 2, 96)
+        base = torch.nn.functional.interpolate(base[None], (48, 48), mode="bicubic", antialias=True)[0]
+        whole = distort(
+            base.clamp(0, 1), replace(views["local"], within=None), number, colour_draws("local", number)
+        )
+        top, left = offsets[number].tolist()
+        torch.testing.assert_close(
+            found["local"][number], whole[:, top : top + 16, left : left + 16], rtol=0, atol=2e-3
+        )
+    alone = MultiCrop({"global": own, "gram": views["gram"]}, (0.0,) * 3, (1.0,) * 3)(picture, 7, 3, 11)
+    assert found["global"].equal(alone["global"])
+
+
+def test_places_within_are_all_as_likely() -> None:
+    views = {
+        "global": ViewOptions(size=32),
+        "local": ViewOptions(count=4, size=16, within="global", blur=0.0),
+    }
+    crop = MultiCrop(views, (0.0,), (1.0,), patch=8)
+    drawn = np.concatenate([crop.offsets("local", 0, step, 5) for step in range(300)])
+    places, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert places.tolist() == [[top, left] for top in (0, 8, 16) for left in (0, 8, 16)]
+    assert ((counts - 1200 / 9) ** 2 / (1200 / 9)).sum() < chi2.ppf(0.9999, 8)
+
+
+def test_teachers_see_crops_without_distortions() -> None:
+    own = ViewOptions(count=2, size=24, jitter=1.0, blur=1.0, teacher_distortions="none")
+    picture = smooth()
+    plain = MultiCrop({"global": replace(own, teacher_distortions="all")}, (0.0,) * 3, (1.0,) * 3)
+    found = MultiCrop({"global": own}, (0.0,) * 3, (1.0,) * 3)(picture, 7, 3, 11)
+    assert set(found) == {"global", "global/teacher"}
+    assert found["global"].equal(plain(picture, 7, 3, 11)["global"])
+    for number in range(2):
+        expected = base_of(own, picture, "global", number, 24)
+        torch.testing.assert_close(found["global/teacher"][number], expected, rtol=0, atol=1e-6)
+    undistorted = MultiCrop({"global": replace(own, distortions="none")}, (0.0,) * 3, (1.0,) * 3)
+    assert set(undistorted(picture, 7, 3, 11)) == {"global"}

@@ -8,6 +8,7 @@ import torch
 from model_helpers import pictures, tiny_vit
 from scholarch.draws import Draws
 from scholarch.models.features import Views
+from scholarch.models.packing import Packing
 from scholarch.models.stochastic_depth import block_rates, decide
 
 DRAWS = Draws(3, 5)
@@ -39,7 +40,8 @@ def test_kept_rows_and_scale() -> None:
     images = pictures(5)
     found = model([Views(images)], DRAWS)[0].prenorm
     (block,) = model.blocks
-    tokens, (rotation,) = model._prepare(Views(images), DRAWS)
+    tokens, rotations = model._prepare(Views(images), DRAWS)
+    packing = Packing.of([tokens[:1]])
     keep, scale = 3, 5 / 3  # max(int(5 * 0.6), 1) rows
     for branch in ("attention", "ffn"):
         kept = DRAWS.subset(5, keep, "stochastic depth", "global", 0, branch)
@@ -48,10 +50,10 @@ def test_kept_rows_and_scale() -> None:
         for row in kept.tolist():
             one = tokens[row : row + 1]
             if branch == "attention":
-                added = block.ls1(block.attn(block.norm1(one), rotation))  # type: ignore[operator]
+                added = block.ls1(block.attn(block.norm1(one[0]), packing, rotations))  # type: ignore[operator]
             else:
-                added = block.ls2(block.mlp(block.norm2(one)))  # type: ignore[operator]
-            after[row] += scale * added[0]
+                added = block.ls2(block.mlp(block.norm2(one[0])))  # type: ignore[operator]
+            after[row] += scale * added
         tokens = after
     torch.testing.assert_close(found, tokens)
 

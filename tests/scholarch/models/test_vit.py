@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import itertools
 import numpy as np
 import pytest
 import torch
@@ -331,7 +332,7 @@ def test_checkpointed_blocks_run_again_in_the_backward_pass(options: Any) -> Non
     runs: list[None] = []
     inner = block.norm if options is ConvNeXtOptions else block.norm1  # type: ignore[union-attr]
     inner.register_forward_hook(lambda *_: runs.append(None))  # type: ignore[operator, union-attr]
-    for checkpointed, expected in ((False, 1), (True, 2)):
+    for checkpointed, expected in (("none", 1), ("selective", 2), ("full", 2)):
         block.checkpoint = checkpointed  # type: ignore[assignment, union-attr]
         runs.clear()
         model([Views(pictures(1, 32, 32))])[0].patches.sum().backward()
@@ -343,10 +344,10 @@ def test_compiled_and_checkpointed_blocks_change_nothing() -> None:
     reference = tiny_vit().train()
     reference([Views(images)])[0].patches.square().sum().backward()
     expected = {name: p.grad for name, p in reference.named_parameters()}
-    for compiled in (False, True):
+    for compiled, how in itertools.product((False, True), ("selective", "full")):
         model = tiny_vit().train()
         for block in model.blocks:
-            block.checkpoint = True  # type: ignore[assignment]
+            block.checkpoint = how  # type: ignore[assignment]
             if compiled:
                 block.compile(backend="eager")
         model([Views(images)])[0].patches.square().sum().backward()

@@ -51,7 +51,7 @@ def trained_on_rank(group: ProcessGroup, folder: Path, overrides: Sequence[str])
 def trainer_of(group: ProcessGroup, folder: Path, overrides: Sequence[str]) -> Trainer:
     world, source = gloo_world(group), open_source("digits")
     recipe = load_recipe("demo/digits", (*TINY, *FAST, *overrides))
-    recipe = autos.resolve(recipe, source, world_size=world.size, local_size=1)
+    recipe = autos.resolve(recipe, autos.look_at(recipe, source), world_size=world.size, local_size=1)
     return build_trainer(recipe, source, check_batch(recipe, world.size), world, folder)
 
 

@@ -89,3 +89,17 @@ def test_a_teacher_that_does_not_see_what_a_term_reads_is_refused() -> None:
 
 def test_outputs_are_named_by_view_tokens_and_head() -> None:
     assert Output("global", "cls", "dino") in tiny_learner(tiny_recipe()).terms["dino"].student_outputs()
+
+
+def test_teachers_may_be_shown_other_crops_than_the_student() -> None:
+    mine, others = random_pictures(3), random_pictures(4)
+    learner = tiny_learner(tiny_recipe()).train()
+    bounds = Layout(8, 1).bounds
+    seen = [learner.accumulate([p], bounds, 8, 3).observed["ema/global"].cls for p in (mine, others)]
+    plain = learner.accumulate([mine], bounds, 8, 3).parts
+    mine.views["global/teacher"] = others.views["global"]
+    values = learner.accumulate([mine], bounds, 8, 3)
+    assert values.observed["ema/global"].cls.equal(seen[1])
+    assert not seen[0].equal(seen[1])
+    assert values.parts["koleo"].equal(plain["koleo"])  # of the student alone
+    assert not values.parts["dino/global"].equal(plain["dino/global"])

@@ -96,3 +96,12 @@ def test_mean_iou_is_over_the_classes_that_occur() -> None:
 
     truth, found = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     assert measure.mean_iou(found, truth, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_a_scene_is_found_again_by_its_own_corner_alone() -> None:
+    import measure
+    import torch
+
+    first = torch.eye(4)
+    assert measure.found_again(torch.stack([first, 2 * first])) == 1
+    assert measure.found_again(torch.stack([first, first[[1, 0, 2, 3]]])) == 0.5

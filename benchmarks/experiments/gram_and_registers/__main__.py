@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2]))  # for benchmarks/parts
 
 import collect
 import draw
 import report
 import torch
 from measure import Probes
+from parts.machine import machine
 from scenes import Scenes, compose, write_folder
 from scholarch.report.theme import write_png
 from scholarch.storage.local import write_text
@@ -54,7 +55,7 @@ def write(work: Path, results: Path, course: Course, scenes: Scenes) -> None:
     folders = {path.name.removeprefix("seed-"): path for path in sorted(work.glob("seed-*"))}
     found = {
         "course": {name: getattr(course, name) for name in ("steps", "early", "branch", "every")},
-        "machine": collect.machine(),
+        "machine": machine(),
         "seeds": {seed: collect.figures_of(folder) for seed, folder in folders.items()},
     }
     results.mkdir(parents=True, exist_ok=True)
@@ -89,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="`gram` needs `plain`")
-    parser.add_argument("--steps", type=int, default=2500, help="of every run, from drawn weights on")
-    parser.add_argument("--early", type=int, default=750, help="step of the Gram teacher")
-    parser.add_argument("--branch", type=int, default=1500, help="step at which the Gram stage begins")
+    parser.add_argument("--steps", type=int, default=2000, help="of every run, from drawn weights on")
+    parser.add_argument("--early", type=int, default=500, help="step of the Gram teacher")
+    parser.add_argument("--branch", type=int, default=1000, help="step at which the Gram stage begins")
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints, all measured")
     parser.add_argument("--scenes", type=int, default=2000, help="pictures that are trained on")
     parser.add_argument(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from measure import Probes, Tokens, dense, gram_difference, norms, see
 from scenes import Scenes
 from scholarch.config.load import parse_yaml
@@ -97,19 +94,3 @@ def figures_of(folder: Path) -> Figures:
                 "training_seconds": round(sum(gap for gap in gaps if gap < _PAUSE)),
             }
     return found
-
-
-def machine() -> dict[str, str]:
-    """What this ran on, in words."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "processor": f"{len(names)} cores of {names[0] if names else platform.processor()}",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": f"{os.getloadavg()[2]:.1f} over the last 15 minutes when this was written",
-    }

@@ -20,7 +20,7 @@ _CURVES = {
     "cls_patch_cosine": "cosine of CLS and patches",
     "patch_patch_cosine": "cosine of patches with one another",
     "dense_miou": "dense probe: mean IoU of temple, flower, digit",
-    "cls_accuracy": "CLS probe, accuracy for the large digit",
+    "cls_found_again": "scenes found again by CLS from another corner",
 }
 
 

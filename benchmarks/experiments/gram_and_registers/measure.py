@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scenes import CLASSES, GRID, SIDE, Scenes
 from scholarch.data.views import WholeView
-from scholarch.models.features import Backbone
+from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
 from scholarch.objectives.monitors import cls_patch_cosine
 from scholarch.report.pictures import usual_norms
@@ -41,6 +41,7 @@ class Tokens:
         embedded: [n, N, D], what the patch embedding gives.
         by_layer: norms [n, N] after each block.
         others: mean norms before the final norm, of CLS and then of each register.
+        corners: [2, n, D], CLS of the upper left and of the lower right three quarters of each side.
     """
 
     cls: Tensor
@@ -49,6 +50,7 @@ class Tokens:
     embedded: Tensor
     by_layer: Sequence[np.ndarray]
     others: Sequence[float]
+    corners: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def see(backbone: Backbone, scenes: Scenes, mean: Sequence[float], std: Sequence
     assert isinstance(backbone, VisionTransformer)
     view = WholeView(SIDE, backbone.patch, mean, std)
     images = torch.stack([view(torch.from_numpy(image).permute(2, 0, 1)) for image in scenes.images])
-    cls, patches, embedded, lengths, others = [], [], [], [], []
+    cls, patches, embedded, lengths, others, corners = [], [], [], [], [], []
+    part_of_side = 3 * GRID // 4 * backbone.patch
     for part in torch.split(images, 64):
         layers = backbone.intermediate_layers(part, len(backbone.blocks), norm=False)
         last = backbone.norm(layers[-1].prenorm)
@@ -74,6 +77,8 @@ def see(backbone: Backbone, scenes: Scenes, mean: Sequence[float], std: Sequence
         embedded.append(backbone.patch_embed(part).flatten(1, 2))
         lengths.append(torch.stack([layer.patches.norm(dim=-1) for layer in layers]))
         others.append(layers[-1].prenorm[:, : 1 + backbone.registers].norm(dim=-1))
+        cuts = [part[..., :part_of_side, :part_of_side], part[..., -part_of_side:, -part_of_side:]]
+        corners.append(torch.stack([features.cls for features in backbone([Views(cut) for cut in cuts])]))
     by_layer = torch.cat(lengths, dim=1).numpy()  # [layers, n, N]
     return Tokens(
         cls=torch.cat(cls),
@@ -82,11 +87,12 @@ def see(backbone: Backbone, scenes: Scenes, mean: Sequence[float], std: Sequence
         embedded=torch.cat(embedded),
         by_layer=list(by_layer),
         others=torch.cat(others).mean(0).tolist(),
+        corners=torch.cat(corners, dim=1),
     )
 
 
 def dense(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float]:
-    """Cosines, and linear probes of patches (their class) and of CLS (the large digit).
+    """Cosines, and linear probes of patches (their class) and of CLS (the large digit), and scenes known again.
 
     `dense_miou` is over temple, flower and digit; `dense_miou_12` tells the ten digits apart too.
     """
@@ -96,6 +102,7 @@ def dense(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float]:
         "cls_patch_cosine": float(cls_patch_cosine(test.cls, test.patches)),
         "patch_patch_cosine": float((unit @ unit.transpose(1, 2)).mean()),
         "cls_accuracy": float((large == probes.test.large).mean()),
+        "cls_found_again": found_again(test.corners),
     }
     features = [tokens.patches.flatten(0, 1) for tokens in (train, test)]
     for name, classes in (("dense_miou", 3), ("dense_miou_12", len(CLASSES))):
@@ -104,6 +111,12 @@ def dense(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float]:
         figures[name] = mean_iou(found, truth, classes)
         figures[name.replace("miou", "accuracy")] = float((found == truth).mean())
     return figures
+
+
+def found_again(corners: Tensor) -> float:
+    """Share of scenes whose one corner [2, n, D] is nearest, by cosine, to their own other corner."""
+    first, second = F.normalize(corners, dim=-1)
+    return float(((first @ second.T).argmax(1) == torch.arange(len(first))).float().mean())
 
 
 def mean_iou(found: np.ndarray, truth: np.ndarray, classes: int) -> float:

@@ -21,6 +21,7 @@ _DENSE = {
     "dense_miou_12": "dense mIoU, 12 classes",
     "dense_accuracy_12": "dense accuracy, 12 classes",
     "cls_accuracy": "CLS accuracy, large digit",
+    "cls_found_again": "scenes found again by CLS",
 }
 _NORMS = {
     "largest_over_median": "largest norm over median",

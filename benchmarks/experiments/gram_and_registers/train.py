@@ -163,4 +163,5 @@ def _recipe(changes: Sequence[str], data: Path, seed: int, course: Course) -> tu
         ],
     )
     source = open_source(asked.data.source, asked.data.labels)
-    return autos.resolve(asked, source, world_size=1, local_size=1), source
+    look = autos.look_at(asked, source)
+    return autos.resolve(asked, look, world_size=1, local_size=1), source

@@ -14,7 +14,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "experiments" / "gram_and_registers"
 TINY = shlex.split(
-    "--seeds 3 --steps 4 --early 2 --branch 2 --every 2 --scenes 20 --probe-scenes 40 --override "
+    "--seeds 3 --steps 4 --early 2 --branch 2 --every 2 --scenes 20 --probe-scenes 20 --override "
     "model.depth=2 --override training.global_batch=4 --override terms.koleo.group=4"
 )
 
@@ -24,35 +24,43 @@ def _folder_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-def run(folder: Path) -> str:
+def test_runs_to_its_end_and_keeps_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, results = tmp_path / "work", tmp_path / "results"
     done = subprocess.run(
-        [sys.executable, FOLDER, *TINY, "--work", folder / "work", "--results", folder / "results"],
+        [sys.executable, FOLDER, *TINY, "--work", work, "--results", results],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_runs_to_its_end_and_keeps_what_is_done(tmp_path: Path) -> None:
-    first = run(tmp_path)
-    assert first.count("mIoU") == 5  # steps 2 and 4 of two runs, and the one of `gram`
-    page = tmp_path / "results" / "gram_and_registers.md"
-    page.write_text(f"words before\n{page.read_text()}words after\n")
-    assert "mIoU" not in run(tmp_path)
-    assert page.read_text().startswith("words before\n<!-- figures")
-    assert page.read_text().endswith("end of figures -->\nwords after\n")
-    assert page.read_text().count("| dense mIoU |") == 1
-    names = {path.name.removeprefix("gram_and_registers") for path in page.parent.glob("*")}
+    assert done.stdout.count("mIoU") == 7  # steps 0, 2 and 4 of two runs, and the one of `gram`
+    names = {path.name.removeprefix("gram_and_registers") for path in results.glob("*")}
     assert names == {".md", ".json", "_curves.png", "_maps.png", "_norms.png"}
-    runs = json.loads((page.parent / "gram_and_registers.json").read_text())["seeds"]["3"]
+    found = json.loads((results / "gram_and_registers.json").read_text())
+    runs = found["seeds"]["3"]
     assert list(runs["gram"]["measured"]) == ["4"]
     assert runs["plain"]["measured"]["2"]["gram_difference"] == pytest.approx(0, abs=1e-6)
     assert runs["gram"]["measured"]["4"] != runs["plain"]["measured"]["4"]
-    assert [point[0] for point in runs["gram"]["losses"]["gram"]] == [4.0]
+    assert runs["gram"]["losses"]["gram"][0][0] == 3  # the first step after the branch
+
+    import collect
+    import measure
+    import report
+    import scenes
+    import train
+
+    course = train.Course(steps=4, early=2, branch=2, every=2)
+    probes = measure.Probes(scenes.compose(2, 1, test=False), scenes.compose(2, 1, test=True))
+    collect.measure(work / "seed-3", course, probes)
+    assert capsys.readouterr().out == "", "what is measured is not measured again"
+    page = results / "gram_and_registers.md"
+    page.write_text(f"words before\n{page.read_text()}words after\n")
+    report.write_page(page, found, course)
+    assert page.read_text().startswith("words before\n<!-- figures")
+    assert page.read_text().endswith("end of figures -->\nwords after\n")
+    assert page.read_text().count("| dense mIoU |") == 1
 
 
 def test_scenes_are_the_same_again_and_their_labels_cover_every_patch() -> None:

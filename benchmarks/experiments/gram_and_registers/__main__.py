@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="`gram` needs `plain`")
-    parser.add_argument("--steps", type=int, default=2000, help="of every run, from drawn weights on")
+    parser.add_argument("--steps", type=int, default=2500, help="of every run, from drawn weights on")
     parser.add_argument("--early", type=int, default=500, help="step of the Gram teacher")
-    parser.add_argument("--branch", type=int, default=1000, help="step at which the Gram stage begins")
+    parser.add_argument("--branch", type=int, default=1500, help="step at which the Gram stage begins")
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints, all measured")
     parser.add_argument("--scenes", type=int, default=2000, help="pictures that are trained on")
     parser.add_argument(

@@ -51,6 +51,7 @@ def _tables(seeds: Mapping[str, Any], course: Course) -> Iterator[str]:
     moments = [
         (f"{NAMES[run]}, step {step:,}", run, step)
         for run, step in (
+            ("plain", 0),
             ("plain", course.early),
             ("plain", course.branch),
             ("plain", course.steps),

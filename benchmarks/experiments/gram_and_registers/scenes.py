@@ -22,8 +22,8 @@ CLASSES = ("temple", "flower", *(f"digit {digit}" for digit in range(10)))
 _INK = 0.25
 """Share of a patch that ink must cover for the patch to be the digit's."""
 _LARGE, _SMALL = 24, 16
-_TEST_DIGITS = 0.25
-"""Share of the handwritten digits that only test scenes are made of. Both photographs are in all scenes."""
+_TEST_DIGITS, _TEST_PHOTO = 0.25, 0.25
+"""Shares of the digits, and of each photograph's width, that only test scenes are made of."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Scenes:
 
 
 def compose(count: int, seed: int, *, test: bool) -> Scenes:
-    """`count` scenes, the same for the same arguments; test scenes have handwriting of their own."""
-    photos, digits = _photos(), _digits(test)
+    """`count` scenes, the same for the same arguments; those for tests share no digit and no pixel with others."""
+    photos, digits = _photos(test), _digits(test)
     made = [_scene(photos, digits, generator(seed, "scene", int(test), number)) for number in range(count)]
     images, patches, large = zip(*made, strict=True)
     return Scenes(np.stack(images), np.stack(patches), np.array(large, dtype=np.int64))
@@ -57,9 +57,13 @@ def write_folder(scenes: Scenes, folder: Path) -> None:
         Image.fromarray(image).save(place / f"{number:05d}.png")
 
 
-def _photos() -> list[Image.Image]:
-    source = PhotosSource()
-    return [Image.fromarray(source.read(number).permute(1, 2, 0).numpy()) for number in range(len(source))]
+def _photos(test: bool) -> list[Image.Image]:
+    source, found = PhotosSource(), []
+    for number in range(len(source)):
+        pixels = source.read(number).permute(1, 2, 0).numpy()
+        border = round(pixels.shape[1] * (1 - _TEST_PHOTO))
+        found.append(Image.fromarray(pixels[:, border:] if test else pixels[:, :border]))
+    return found
 
 
 def _digits(test: bool) -> list[tuple[np.ndarray, int]]:

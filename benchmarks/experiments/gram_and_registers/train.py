@@ -143,7 +143,10 @@ def train(
         place / "checkpoints",
         [Progress(place, course.steps)],
     )
-    outcome, step = trainer.run(trainer.resume(begin) if begin else trainer.begin())
+    start = trainer.resume(begin) if begin else trainer.begin()
+    if start == 0:
+        trainer.checkpoints.save(trainer.learner, trainer.optimizer, 0)  # to be measured untrained
+    outcome, step = trainer.run(start)
     if outcome == "interrupted":
         raise KeyboardInterrupt(f"{place} stopped at step {step}; the same command goes on")
 

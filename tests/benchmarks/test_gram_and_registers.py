@@ -14,8 +14,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "experiments" / "gram_and_registers"
 TINY = shlex.split(
-    "--seeds 3 --steps 4 --early 2 --branch 2 --every 2 --scenes 20 --probe-scenes 20 --override "
-    "model.depth=2 --override training.global_batch=4 --override terms.koleo.group=4"
+    "--seeds 3 --steps 4 --early 2 --branch 2 --every 2 --scenes 20 --probe-scenes 10 --override "
+    "model.depth=1 --override training.global_batch=4 --override terms.koleo.group=4"
 )
 
 

@@ -1,6 +1,6 @@
 """Gram anchoring and registers at work on a small model: `python benchmarks/experiments/gram_and_registers`.
 
-Takes about half an hour for a seed on one idle core, and so is no part of `make bench`; run it by hand. The
+Takes about 20 minutes for a seed on one idle core, and so is no part of `make bench`; run it by hand. The
 same command goes on where it was stopped, and measures only what is new. Results go to benchmarks/results:
 gram_and_registers.json, .md (its tables; the words around them are written by hand) and three pictures.
 """
@@ -89,7 +89,13 @@ def write(work: Path, results: Path, course: Course, scenes: Scenes) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="`gram` needs `plain`")
+    parser.add_argument(
+        "--runs",
+        nargs="*",
+        choices=RUNS,
+        default=list(RUNS),
+        help="`gram` needs `plain`; none: measure what there is and write the results",
+    )
     parser.add_argument("--steps", type=int, default=2500, help="of every run, from drawn weights on")
     parser.add_argument("--early", type=int, default=500, help="step of the Gram teacher")
     parser.add_argument("--branch", type=int, default=1500, help="step at which the Gram stage begins")

@@ -25,14 +25,14 @@ _CURVES = {
 
 
 def draw_curves(seeds: Mapping[str, Any], names: Sequence[str], branch: int) -> Figure:
-    """What was measured along the way: a line for each run of each seed."""
+    """What was measured along the way: a line for each run, dashed for the second seed."""
     figure = new_figure(LIGHT, 5.4)
     for number, (key, title) in enumerate(_CURVES.items()):
         axes = figure.add_subplot(2, 2, number + 1)
         style(axes, LIGHT, title)
         for name, colour in zip(NAMES, LIGHT.lines, strict=False):
             if name in names:
-                _lines(axes, seeds, name, key, colour)
+                _lines(axes, seeds, name, key, colour, branch)
         axes.axvline(branch, color=LIGHT.grid, linewidth=1.2, zorder=0)
         if number == 0:
             axes.legend(fontsize=7.5, frameon=False, labelcolor=LIGHT.text)
@@ -40,17 +40,24 @@ def draw_curves(seeds: Mapping[str, Any], names: Sequence[str], branch: int) -> 
     return figure
 
 
-def _lines(axes: Axes, seeds: Mapping[str, Any], name: str, key: str, colour: str) -> None:
+def _lines(axes: Axes, seeds: Mapping[str, Any], name: str, key: str, colour: str, branch: int) -> None:
     label: str | None = NAMES[name]
-    for runs in seeds.values():
-        if name not in runs:
-            continue
-        measured = runs[name]["measured"]
+    for runs, dashes in zip(seeds.values(), ("-", "--", ":", "-."), strict=False):
+        measured = runs.get(name, {}).get("measured", {})
+        if name == "gram" and measured:  # it was `plain` until it branched off
+            measured = {str(branch): runs["plain"]["measured"][str(branch)], **measured}
         points = sorted((int(step), figures[key]) for step, figures in measured.items())
-        axes.plot(
-            *zip(*points, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2, label=label
-        )
-        label = None
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.4,
+                marker="o",
+                markersize=2,
+                label=label,
+            )
+            label = None
 
 
 def draw_maps(
@@ -98,7 +105,7 @@ def draw_norms(tokens: Mapping[str, Tokens]) -> Figure:
     style(left, LIGHT, "patch norm over its median: share of tokens (logarithmic)")
     style(right, LIGHT, "largest norm over the median, after each block")
     over = {name: found.norms.ravel() / np.median(found.norms) for name, found in tokens.items()}
-    edges = np.linspace(0, max(2.0, *(float(values.max()) for values in over.values())), 50)
+    edges = np.linspace(0.4, max(2.0, *(float(values.max()) for values in over.values())), 50)
     for (name, values), colour in zip(over.items(), LIGHT.lines, strict=False):
         shares = np.histogram(values, edges)[0] / values.size
         left.stairs(np.where(shares > 0, shares, np.nan), edges, color=colour, label=name, linewidth=1.4)

@@ -43,13 +43,13 @@ def write_page(path: Path, results: Mapping[str, Any], course: Course) -> None:
     page = path.read_text() if path.is_file() else f"{BEGIN}\n{END}\n"
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    tables = "\n\n".join(_tables(results["seeds"], course))
+    tables = "\n\n".join([*_tables(results["seeds"], course), _conditions(results)])
     write_text(path, f"{before}{BEGIN}\n{tables}\n{END}{after}")
 
 
 def _tables(seeds: Mapping[str, Any], course: Course) -> Iterator[str]:
     moments = [
-        (f"{NAMES[run]}, step {step:,}", run, step)
+        (f"{NAMES[run]}, step {step:,}" if step else "untrained", run, step)
         for run, step in (
             ("plain", 0),
             ("plain", course.early),
@@ -61,6 +61,8 @@ def _tables(seeds: Mapping[str, Any], course: Course) -> Iterator[str]:
     ]
     for seed, runs in seeds.items():
         columns = [(title, found) for title, run, step in moments if (found := _at(runs, run, step))]
+        if not columns:
+            continue
         yield f"Seed {seed}, 4 registers where nothing else is said:\n\n" + _table(
             ["", *(title for title, _ in columns)],
             [[words, *(_number(found[key]) for _, found in columns)] for key, words in _DENSE.items()],
@@ -76,6 +78,17 @@ def _tables(seeds: Mapping[str, Any], course: Course) -> Iterator[str]:
             ["", *(title for title, _ in ends)],
             [[words, *(_number(found[key]) for _, found in ends)] for key, words in _NORMS.items()],
         )
+
+
+def _conditions(results: Mapping[str, Any]) -> str:
+    """Training time of each run, pauses left out, and the machine."""
+    times = [
+        f"{NAMES[run]} {found['training_seconds'] / 60:.0f} (seed {seed})"
+        for seed, runs in results["seeds"].items()
+        for run, found in runs.items()
+    ]
+    lines = [f"- {key}: {value}" for key, value in results["machine"].items()]
+    return "\n".join(["Measured on:\n", *lines, f"- minutes of training: {', '.join(times)}"])
 
 
 def _at(runs: Mapping[str, Any], run: str, step: int) -> Mapping[str, Any] | None:

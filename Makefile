@@ -9,7 +9,7 @@ ARGS ?=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check format cluster-test bench docs
+.PHONY: help demo setup test check format cluster-test bench docs faults
 
 ##@ Use
 demo: $(READY) ## pretrain on handwritten digits: 2 cores, some minutes
@@ -37,6 +37,10 @@ docs: $(READY) ## check links and commands of the documentation
 	@$(BIN)/pytest tests/test_docs.py $(ARGS)
 
 ##@ Need more
+faults: $(READY) ## 50 seeded schedules of faults against elastic runs in MinIO; about an hour
+	@.ci/bring_minio
+	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults --write ../docs/faults.md $(ARGS)
+
 cluster-test: $(READY) ## tests on a real Kubernetes; they come with the operator
 	@$(BIN)/pytest -m cluster $(ARGS); code=$$?; \
 	if [ $$code -eq 5 ]; then echo "There are no cluster tests yet: they come with the operator."; \

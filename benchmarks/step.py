@@ -48,12 +48,14 @@ def arguments() -> argparse.Namespace:
 def table(took: dict[str, dict[str, list[float]]], settings: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"ViT of width {settings['embed_dim']}, {settings['depth']} blocks, patches of 14; batch "
-        f"{settings['batch']} x (2 x {settings['global_size']}^2 + {settings['local_crops']} x "
-        f"{settings['local_size']}^2); {settings['prototypes']:,} prototypes in each of two heads; "
-        f"stochastic depth {settings['stochastic_depth']}; fp32; {settings['threads']} thread(s); "
-        f"{len(took['packed']['wall'])} rounds by turns. Median (lowest to highest); a ratio below 1 "
-        "means that packed, which is what Scholarch runs, is faster.",
+        (
+            f"ViT of width {settings['embed_dim']}, {settings['depth']} blocks, patches of 14; batch "
+            f"{settings['batch']} x (2 x {settings['global_size']}^2 + {settings['local_crops']} x "
+            f"{settings['local_size']}^2); {settings['prototypes']:,} prototypes in each of two heads; "
+            f"stochastic depth {settings['stochastic_depth']}; fp32; {settings['threads']} thread(s); "
+            f"{len(took['packed']['wall'])} rounds by turns. Median (lowest to highest); a ratio below 1 "
+            "means that packed, which is what Scholarch runs, is faster."
+        ),
         "",
         "| side | wall seconds | processor seconds | packed / side, wall | packed / side, processor |",
         "|---|---|---|---|---|",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from typing import Any
@@ -51,8 +52,8 @@ def main() -> None:
     materialise(teacher, execution, SEED, trained=False)
     terms = {name: TERMS[name](options_of(TERMS[name]), name) for name in ("dino", "ibot", "koleo")}
     for term in terms.values():
-        outputs: list[Output] = [*term.student_outputs(), *term.teacher_outputs()]
-        term.allocate({output: 16 if output.head else 32 for output in outputs}, SEED)
+        outputs: list[Sequence[Output]] = [term.student_outputs(), term.teacher_outputs()]
+        term.allocate(*({o: 16 if o.head else 32 for o in some} for some in outputs), SEED)
     learner = Learner(student, {"ema": teacher}, {"ema": ["global"]}, terms, seed=SEED).train()
     pictures = torch.Generator().manual_seed(SEED)
     batch = Batch(

@@ -58,14 +58,10 @@ def run(case: Case, world: int = 1, micro_batches: int = 1) -> Result:
 
 def run_on_rank(group: ProcessGroup | None, case: Case, micro_batches: int) -> Result:
     term = case.term()
-    term.allocate(
-        {
-            output: x.shape[-1]
-            for outputs in (case.student, case.teachers[0])
-            for output, x in outputs.items()
-        },
-        seed=0,
-    )
+    widths = [
+        {output: x.shape[-1] for output, x in outputs.items()} for outputs in (case.student, case.teachers[0])
+    ]
+    term.allocate(*widths, seed=0)
     term.double()
     student = {output: x.clone().requires_grad_() for output, x in case.student.items()}
     parts: dict[str, Tensor] = {}

@@ -130,7 +130,9 @@ def tiny_capi(*overrides: str) -> Recipe:
     return recipe_from(overridden(parse_yaml(CAPI), overrides), where="tiny-capi")
 
 
-def tiny_trainer(world: World, folder: Path, recipe: Recipe, *observers: Observer) -> tuple[Trainer, Recipe]:
+def tiny_trainer(
+    world: World, folder: Path | str, recipe: Recipe, *observers: Observer
+) -> tuple[Trainer, Recipe]:
     """A trainer of a recipe on digits, put together as `scholarch pretrain` does; and the resolved recipe."""
     source = open_source("digits")
     recipe = autos.resolve(
@@ -140,7 +142,7 @@ def tiny_trainer(world: World, folder: Path, recipe: Recipe, *observers: Observe
 
 
 def train(
-    world: World, folder: Path, overrides: Sequence[str], recipe: Recipe | None = None
+    world: World, folder: Path | str, overrides: Sequence[str], recipe: Recipe | None = None
 ) -> list[dict[str, float]]:
     """Trains a recipe, by default the tiny one, and gives rank 0's records.
 

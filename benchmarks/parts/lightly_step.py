@@ -18,7 +18,7 @@ from lightly_train._methods.dinov2.dinov2 import DINOv2, DINOv2AdamWViTArgs, DIN
 from lightly_train._models import package_helpers
 from lightly_train._models.dinov2_vit.dinov2_vit_src.models.vision_transformer import DinoVisionTransformer
 from lightly_train._models.embedding_model import EmbeddingModel
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader, Dataset
 from turns import Clock, wait_for_turn
 
@@ -53,9 +53,7 @@ class Turns(Callback):
 
     clock: Clock | None = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, number: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         if self.clock is not None:
             self.clock.report()
         wait_for_turn()

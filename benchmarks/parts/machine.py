@@ -35,7 +35,11 @@ def machine() -> dict[str, str]:
 
 def _relative(argument: str) -> str:
     path = Path(argument)
-    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else argument
+    return (
+        str(path.relative_to(Path.cwd()))
+        if path.is_absolute() and path.is_relative_to(Path.cwd())
+        else argument
+    )
 
 
 def write(name: str, title: str, text: str, data: dict[str, Any], where: dict[str, str]) -> None:

@@ -9,23 +9,18 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from turns import Clock, wait_for_turn
-
+from memory import POOL, batches
 from scholarch.config.schema import Recipe
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
 from scholarch.draws import Draws
 from scholarch.models.features import Backbone, Features, Views
-from scholarch.objectives import MASKS
 from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import world
 from scholarch.training.layout import plan_layout
 from scholarch.training.recipe import load_recipe
-
-POOL = 4
-"""Batches in memory."""
+from turns import Clock, wait_for_turn
 
 
 def recipe_for(settings: dict[str, Any]) -> Recipe:
@@ -67,30 +62,6 @@ def recipe_for(settings: dict[str, Any]) -> Recipe:
     )
 
 
-def batches(recipe: Recipe, settings: dict[str, Any]) -> list[MicroBatch]:
-    """Noise, and masks as the recipe draws them."""
-    drawn = torch.Generator().manual_seed(0)
-    batch, grid = settings["batch"], settings["global_size"] // 14
-    sampler = MASKS[recipe.masks["global"].kind](recipe.masks["global"], 1)
-    found = []
-    for step in range(POOL):
-        cells = [
-            np.asarray(sampler.mask(step, row, 2 * batch, (grid, grid))).reshape(-1) for row in range(2 * batch)
-        ]
-        masks = torch.from_numpy(np.stack(cells)).view(2, batch, -1)
-        views = {
-            name: torch.randn(count, batch, 3, size, size, generator=drawn)
-            for name, count, size in (
-                ("global", 2, settings["global_size"]),
-                ("local", settings["local_crops"], settings["local_size"]),
-            )
-        }
-        numbers = torch.arange(batch)
-        places = {"global": masks.flatten().nonzero().squeeze(1)}
-        found.append(MicroBatch(views, {"global": masks}, numbers, numbers, places=places))
-    return found
-
-
 def unpack(backbone: Backbone) -> None:
     """Has each size of crops run through the backbone on its own."""
     packed = backbone.forward
@@ -106,7 +77,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["threads"])
     recipe = recipe_for(settings)
-    pool = batches(recipe, settings)
+    pool = batches(recipe)
 
     def load(start: int) -> Generator[Sequence[MicroBatch], None, None]:
         step = start

@@ -43,9 +43,18 @@ class Worker:
         script: in benchmarks/parts.
         settings: given to it as JSON.
         threads: of torch and its libraries.
+        wait: until it is ready; False for a process that takes no turns.
     """
 
-    def __init__(self, python: Path | str, script: str, settings: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self,
+        python: Path | str,
+        script: str,
+        settings: Mapping[str, Any],
+        threads: int,
+        *,
+        wait: bool = True,
+    ) -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
@@ -59,7 +68,8 @@ class Worker:
             text=True,
             env=environment,
         )
-        self._read()
+        if wait:
+            self._read()
 
     def _read(self) -> str:
         assert self.process.stdout is not None
@@ -83,9 +93,7 @@ class Worker:
         self.process.wait()
 
 
-def by_turns(
-    workers: Mapping[str, Worker], warm_up: int, repeats: int
-) -> dict[str, dict[str, list[float]]]:
+def by_turns(workers: Mapping[str, Worker], warm_up: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Wall and processor seconds of each worker in each counted round."""
     took: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in workers}
     names = list(workers)

@@ -3,27 +3,22 @@
 # No `from __future__ import annotations` here: TorchX reads the annotations and takes them for strings.
 # For the same reason arguments have plain types; an `int | None` arrives as a string.
 
-import os
-import re
-import sys
-from pathlib import Path
-
-import scholarch
+from scholarch.config.command import evaluate_arguments, pretrain_arguments
 from torchx import specs
-from torchx.specs.finder import ComponentValidationException
 
-IMAGE = f"scholarch:{scholarch.__version__}"
-RENDEZVOUS_PORT = 29500
+from scholarch_jobs.rendering import IMAGE, app, resource_of, stages
 
 
 def pretrain(
     *overrides: str,
-    recipe: str = "",
+    recipe: list[str] | None = None,
     data: str = "",
     run: str = "",
     resume: bool = False,
+    name: str = "",
     nodes: str = "1",
     processes: int = 0,
+    resource: str = "",
     cpu: int = 2,
     gpu: int = 0,
     memory: int = 4096,
@@ -37,12 +32,14 @@ def pretrain(
 
     Args:
         overrides: changes to the recipe, as key.path=value
-        recipe: name of a recipe or path of its file; the command's default when empty
+        recipe: name of a recipe or path of its file; several, with commas, are stages that follow one another
         data: folder, data set name or URL that replaces the recipe's data
-        run: run folder; the command chooses one when empty
-        resume: go on from the newest checkpoint in the run folder (True or False)
+        run: run folder or s3://BUCKET/PREFIX; chosen for you when empty
+        resume: go on from the newest checkpoint in the run folder (True or False); a TrainingRun always does
+        name: name of the TrainingRun; a new one when empty
         nodes: N, or MIN:MAX for a run that may lose and gain nodes
         processes: workers on each node; 0 is one for each GPU, and 1 without GPUs
+        resource: a node by name, such as h100 or h100_4, in place of cpu, gpu and memory
         cpu: cores of each node
         gpu: GPUs of each node
         memory: megabytes of each node
@@ -53,47 +50,61 @@ def pretrain(
         retries: times that the scheduler starts the job again
 
     Raises:
-        ComponentValidationException: `nodes` is neither N nor MIN:MAX
+        ComponentValidationException: nodes is neither N nor MIN:MAX, or there is no such resource
     """
-    found = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", nodes)
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-    if least > most:
-        # The one exception that `torchx run` shows as a message, without a traceback.
-        raise ComponentValidationException(f"nodes: {nodes!r}; write N, or MIN:MAX with 1 <= MIN <= MAX")
-    _find_python()
-    launcher = ["-m", "scholarch.training.launch", "--nodes", nodes, "--run-id", specs.macros.app_id]
-    launcher += ["--processes", str(processes or max(gpu, 1))]
-    launcher += ["--max-restarts", str(restarts)] if restarts >= 0 else []
-    if most > 1:
-        # The first node's host stands in a variable whose name only the scheduler knows: $$ is TorchX's $.
-        launcher += ["--rendezvous", f"$${{{specs.macros.rank0_env}}}:{RENDEZVOUS_PORT}"]
-    command = ["pretrain"]
-    command += ["--recipe", recipe] if recipe else []
-    command += ["--run", run] if run else []
-    command += ["--resume"] if resume else []
-    command += [f"data={data}"] if data else []
-    role = specs.Role(
-        name="pretrain",  # a dash here would break the scheduler's variable names
+    recipes = recipe or []
+    return app(
+        pretrain_arguments(recipes, run=run, resume=resume, data=data, overrides=overrides),
+        {"name": name, "stages": stages(recipes), "run": run, "data": data, "overrides": list(overrides)},
         image=image,
-        entrypoint="python",
-        args=[*launcher, "--", *command, *overrides],
-        env=dict(env or {}),
-        num_replicas=most,
-        min_replicas=least,
-        max_retries=retries,
-        port_map={"rendezvous": RENDEZVOUS_PORT} if most > 1 else {},
-        resource=specs.Resource(cpu=cpu, gpu=gpu, memMB=memory),
-        mounts=specs.parse_mounts(mounts) if mounts else [],
+        resource=resource_of(resource, cpu, gpu, memory),
+        nodes=nodes,
+        processes=processes,
+        env=env,
+        mounts=mounts,
+        restarts=restarts,
+        retries=retries,
     )
-    return specs.AppDef(name="pretrain", roles=[role])
 
 
-def _find_python() -> None:
-    """Lets local schedulers, which search the PATH, find the Python that runs TorchX.
+def evaluate(
+    model: str,
+    data: str = "",
+    name: str = "",
+    resource: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 4096,
+    image: str = IMAGE,
+    env: dict[str, str] | None = None,
+    mounts: list[str] | None = None,
+    retries: int = 0,
+) -> specs.AppDef:
+    """Measures a frozen backbone: `scholarch evaluate` on one node; the result is JSON in the log.
 
-    Without it `.venv/bin/torchx` of an environment that is not activated would start another one.
+    Args:
+        model: a run's folder, an export folder, or models:/NAME@ALIAS
+        data: labelled pictures; the run's own when empty
+        name: name of the TrainingRun; a new one when empty
+        resource: a node by name, such as h100_1, in place of cpu, gpu and memory
+        cpu: cores of the node
+        gpu: GPUs of the node
+        memory: megabytes of the node
+        image: container image, where the scheduler runs containers
+        env: environment, as KEY=VALUE,KEY=VALUE
+        mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
+        retries: times that the scheduler starts the job again
+
+    Raises:
+        ComponentValidationException: there is no such resource
     """
-    folder = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", "")
-    if folder not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
+    return app(
+        evaluate_arguments(model, data=data),
+        {"name": name, "model": model, "data": data},
+        image=image,
+        resource=resource_of(resource, cpu, gpu, memory),
+        processes=1,
+        env=env,
+        mounts=mounts,
+        retries=retries,
+    )

@@ -1,1 +1,4 @@
-"""The Kubernetes operator of Scholarch. Nothing here yet: it comes in an issue of its own."""
+"""The Kubernetes operator of Scholarch: a `TrainingRun` in, the objects of a run out.
+
+`plan.plan` is pure and decides everything; `handlers` only watches, calls it and applies what it says.
+"""

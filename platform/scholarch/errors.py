@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -26,6 +29,10 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
 
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[str]]:
+        # Errors come back from other processes whole.
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
+
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""
         fix = f"\n  fix: {self.fix}" if self.fix else ""
@@ -36,3 +43,9 @@ class RunFailed(Exception):  # noqa: N818 - it names what happened, as UserError
     """A run that cannot go on and that no changed argument would mend; the command exits with 1."""
 
     exit_code = EXIT_FAILED
+
+
+class SaveFailed(RunFailed):
+    """A checkpoint could not be written; those before it stand, and the run can be resumed (exit code 75)."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -81,11 +81,11 @@ def test_kubernetes_elastic_nodes() -> None:
     hosts = ["${TORCHX_RANK0_HOST}", "${VC_PRETRAIN_0_HOSTS}", "${VC_PRETRAIN_0_HOSTS}"]
     for task, host in zip(tasks, hosts, strict=True):
         command = container(task)["command"]
-        assert command[command.index("--rendezvous") + 1] == f"{host}:29500"
+        assert command[command.index("--rendezvous") + 1] == f"{host}:29400"
         assert command[command.index("--processes") + 1] == "8"
         assert command[command.index("--max-restarts") + 1] == "5"
     assert {"name": "TORCHX_RANK0_HOST", "value": "localhost"} in container(tasks[0])["env"]
-    assert container(tasks[0])["ports"] == [{"containerPort": 29500, "name": "rendezvous"}]
+    assert container(tasks[0])["ports"] == [{"containerPort": 29400, "name": "rendezvous"}]
 
 
 def test_command_line_renders_from_the_repository_root() -> None:

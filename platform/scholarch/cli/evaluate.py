@@ -10,7 +10,9 @@ from scholarch.errors import EXIT_DONE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("model", help="a run's folder, an export folder, or models:/NAME@ALIAS")
+    parser.add_argument(
+        "model", help="a run, an export folder (both also under s3://), or models:/NAME@ALIAS"
+    )
     parser.add_argument(
         "--evaluation", choices=("knn",), default="knn", help="what to measure (default: knn)"
     )

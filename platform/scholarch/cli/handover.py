@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from scholarch import __version__
-from scholarch.cli.sources import Model, exported_teacher, preprocessing_of
+from scholarch.cli.sources import Model, exported_network, preprocessing_of
 from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
 from scholarch.registry.backbone import assemble, save_backbone
 from scholarch.registry.card import Card
 from scholarch.registry.models import Registered, Trained, register_backbone
 from scholarch.registry.outbox import Data
-from scholarch.storage.local import write_text
+from scholarch.storage.local import check_writable, write_text
 from scholarch.storage.records import Record
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Network, whole_state
@@ -26,7 +26,7 @@ TIMM = "timm_model.py"
 
 def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
     """The backbone that a run gives away; all ranks take part, and all get it."""
-    network = learner.teachers[exported_teacher(recipe)]
+    network = learner.get_submodule(exported_network(recipe))
     assert isinstance(network, Network)
     return Model(
         recipe.model,
@@ -69,6 +69,19 @@ def _write_timm(model: Model, folder: Path) -> None:
         f"# then (picture - mean) / std with mean {seen.mean} and std {seen.std}.\n"
     )
     write_text(folder / TIMM, f"{note}{found.snippet(TIMM_WEIGHTS)}\n")
+
+
+def export_to(model: Model, folder: Path) -> str:
+    """Writes a backbone into a new or empty folder; gives what to type to load it.
+
+    Raises:
+        UserError: if the folder is not empty or cannot be written to.
+    """
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError("is not empty", where=str(folder), fix="name a new folder with --to")
+    write_export(model, folder)
+    return how_to_load(folder)
 
 
 def how_to_load(folder: Path) -> str:

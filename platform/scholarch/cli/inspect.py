@@ -11,7 +11,8 @@ from scholarch.errors import EXIT_DONE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "model", help="a run's folder, an export folder, models:/NAME@ALIAS, or a file of released weights"
+        "model",
+        help="a run, an export folder or a file of released weights (each also under s3://), or models:/NAME@ALIAS",
     )
     parser.add_argument("picture", type=Path, help="a picture file")
     parser.add_argument(
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from scholarch.data.source import BrokenPicture
     from scholarch.errors import UserError
     from scholarch.registry.backbone import assemble
-    from scholarch.report.inspection import inspect_picture, write_inspection
+    from scholarch.report.inspection import facts, inspect_picture, write_inspection
     from scholarch.report.page import Content
 
     path: Path = arguments.picture
@@ -80,9 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         facts=(
             ("Model", model.origin),
             ("Picture", f"{path}, {width} x {height} pixels"),
-            ("Sizes", ", ".join(f"{s.image.shape[2]} x {s.image.shape[1]}" for s in found.scenes)),
-            ("Compared with", f"patch in row {found.point[0]}, column {found.point[1]}"),
-            ("Outlier above", f"norm {found.threshold:.4g}"),
+            *facts(found),
         ),
         mean=seen.mean,
         std=seen.std,
@@ -116,10 +115,10 @@ def _point(text: str | None, width: int, height: int) -> tuple[float, float]:
 
 def _sizes(text: str | None, patch: int, size: int) -> list[int]:
     from scholarch.errors import UserError
+    from scholarch.report.inspection import default_sizes
 
     if text is None:
-        base = max(round(size / patch), 1) * patch
-        return [base, 2 * base, 3 * base]
+        return default_sizes(patch, size)
     fix = f"multiples of the patch, {patch}"
     sizes = _numbers(text, "--sizes", fix)
     for one in sizes:

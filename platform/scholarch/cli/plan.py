@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scholarch.cli import origins
 from scholarch.cli.pretrain import DEFAULT_RECIPE
 from scholarch.cli.sources import RECIPE
 from scholarch.config.load import overridden, parse_yaml, plain
@@ -23,6 +24,7 @@ from scholarch.data.split import Subset, holdout
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
 from scholarch.registry.outbox import Data
+from scholarch.storage.objects import joined
 from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
@@ -55,22 +57,26 @@ class Request:
     Attributes:
         recipe: name or file; None: the run's own on resume, else the default.
         overrides: `key.path=value`.
-        run: the run's folder; None: a new one is named.
+        address: where the run is, as it was named: a folder or under `s3://`; "": a new one is named.
+        run: folder of its small files, from `remote.at_hand`; None: the address is of a new one.
         resume: go on from the newest checkpoint.
         restarted: an elastic launcher started this process again: resume if there is a checkpoint.
         scale: `tiny` shrinks the recipe (scholarch.config.scale).
         chain: the stages that this one belongs to.
         parent: folder of the first stage, whose MLflow run this one is nested in.
+        before_commit: called on rank 0 before a checkpoint exists.
     """
 
     recipe: str | None
     overrides: tuple[str, ...]
-    run: Path | None
+    address: str
     resume: bool
+    run: Path | None = None
     restarted: bool = False
     scale: Scale = "full"
     chain: Chain | None = None
     parent: Path | None = None
+    before_commit: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -98,17 +104,26 @@ class Plan:
         recipe: resolved, without `auto`.
         split: the data.
         data: the same as MLflow and the model card name it.
-        run: its folder.
+        run: folder of its small files.
+        address: where it is, for people; the folder itself, or under `s3://`.
         start: the checkpoint to go on from; None: from the beginning.
         preflight: the table and the layout.
+        local: the recipe, its checkpoints named by their folders and files on this machine.
     """
 
     recipe: Recipe
     split: Split
     data: tuple[Data, ...]
     run: Path
+    address: str
     start: Checkpoint | None
     preflight: Preflight
+    local: Recipe
+
+    @property
+    def checkpoints(self) -> str:
+        """Address of its checkpoints."""
+        return joined(self.address, "checkpoints")
 
 
 def split_of(recipe: Recipe) -> Split:
@@ -188,14 +203,26 @@ def make_plan(request: Request, world: World) -> Plan:
     asked = asked.model_copy(update={"data": section})
     data_sets = world.agree(lambda: data_of(asked, split))
     run = world.from_first(request.run or new_run(asked))
-    found = world.agree(lambda: _resolve_on_first(asked, split, world))
+    address = request.address or str(run)
+    saved = world.from_first(world.agree(lambda: _saved(request, run) if world.first else None))
+    settled, places = origins.settle(asked, recipe_from(saved, where=str(run)) if saved else None, world)
+    found = world.agree(lambda: _resolve_on_first(settled, split, world))
     data, look = world.from_first(found)
     recipe = recipe_from(data, where=f"recipe {asked.name}")
     world.agree(lambda: _same_data(data_sets, world.from_first(data_sets)))
-    start = world.from_first(world.agree(lambda: _start(request, run, data, data_sets, world)))
-    world.agree(lambda: check_beginning(recipe, start is None))
-    preflight = world.agree(lambda: check(recipe, split.train, look, world, run))
-    return Plan(recipe, split, data_sets, run, start, preflight)
+    start = world.from_first(world.agree(lambda: _start(request, run, address, data, data_sets, world)))
+    here = origins.local(recipe, places)
+    preflight = world.agree(lambda: check(recipe, split.train, look, world, run, address))
+    world.agree(lambda: check_beginning(here, start is None))
+    told = [*preflight.warnings, *origins.notes(asked, recipe, places)]
+    preflight = replace(preflight, warnings=told)
+    return Plan(recipe, split, data_sets, run, address, start, preflight, here)
+
+
+def _saved(request: Request, run: Path) -> Any:
+    """The recipe of the run that is gone on with, as plain data."""
+    path = run / RECIPE
+    return parse_yaml(path.read_text()) if (request.resume or request.restarted) and path.is_file() else None
 
 
 def _asked_recipe(request: Request) -> Recipe:
@@ -237,17 +264,22 @@ def _same_data(here: Sequence[Data], first: Sequence[Data]) -> None:
 
 
 def _start(
-    request: Request, run: Path, data: Mapping[str, Any], data_sets: Sequence[Data], world: World
+    request: Request,
+    run: Path,
+    address: str,
+    data: Mapping[str, Any],
+    data_sets: Sequence[Data],
+    world: World,
 ) -> Checkpoint | None:
     """Where to go on from; refuses to mix two runs in one folder."""
     if not world.first:
         return None
-    folder = run / "checkpoints"
+    folder = joined(address, "checkpoints")
     if not (request.resume or request.restarted):
         if committed(folder) or (run / RECIPE).exists():
             raise UserError(
                 "this folder already holds a run",
-                where=str(run),
+                where=address,
                 fix="add --resume to go on with it, or name another folder with --run",
             )
         return None
@@ -256,7 +288,7 @@ def _start(
             return None
         raise UserError(
             "there is no run to resume",
-            where=str(request.run or "--resume"),
+            where=request.address or "--resume",
             fix="name the run's folder with --run; leave --resume out to begin a new one",
         )
     saved = recipe_from(parse_yaml((run / RECIPE).read_text()), where=str(run / RECIPE))

@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: if the recipe cannot work on so many GPUs, or does not fit into their memory.
     """
+    from scholarch.cli.origins import of_teachers
     from scholarch.errors import EXIT_DONE, UserError
     from scholarch.training.recipe import load_recipe
 
@@ -41,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "must be above 0", where="--gpus, --gpu-memory", fix="such as --gpus 8 --gpu-memory 80"
         )
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, missing = of_teachers(load_recipe(arguments.recipe, arguments.overrides))
     lines, needed = table(recipe, arguments.gpus, int(arguments.gpu_memory * GIB))
+    lines += [f"note: {name}.checkpoint is not here; it is counted as the recipe says" for name in missing]
     print("\n".join(lines))
     if needed > USABLE * arguments.gpu_memory * GIB:
         raise UserError(
@@ -62,7 +64,7 @@ def table(recipe: Recipe, gpus: int, gpu_memory: int) -> tuple[list[str], int]:
     from scholarch.storage.local import readable_size
     from scholarch.training.assemble import build_networks, build_terms
     from scholarch.training.estimate import checkpoint_bytes, memory, numel, term_parameters, traffic
-    from scholarch.training.preflight import check_views, saved_teachers
+    from scholarch.training.preflight import check_patches, check_views, saved_teachers
 
     precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
     recipe = recipe.model_copy(
@@ -71,14 +73,15 @@ def table(recipe: Recipe, gpus: int, gpu_memory: int) -> tuple[list[str], int]:
     check_views(recipe)
     terms = build_terms(recipe)
     student, networks = build_networks(recipe, terms)
-    own = term_parameters(recipe, terms, student)
+    check_patches(recipe, terms, networks)
+    own = term_parameters(recipe, terms, student, networks)
     teachers = list(networks.values())
 
     def needs(layout: Layout) -> int:
-        return sum(memory(recipe, student, teachers, terms, layout, gpus).values())
+        return sum(memory(recipe, student, networks, terms, layout, gpus).values())
 
     layout = _layout(recipe, gpus, lambda found: needs(found) <= USABLE * gpu_memory)
-    parts = memory(recipe, student, teachers, terms, layout, gpus)
+    parts = memory(recipe, student, networks, terms, layout, gpus)
     moved = traffic(recipe, student, teachers, layout, gpus)
     saved = saved_teachers(recipe, networks)
     share = -(-layout.global_batch // layout.micro_batches // gpus)

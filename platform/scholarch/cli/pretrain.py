@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 DEFAULT_RECIPE = "demo/pictures"
 
@@ -21,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--run",
-        type=Path,
+        default="",
         metavar="FOLDER",
-        help="where everything of the run goes (default: runs/NAME-TIME)",
+        help="where everything of the run goes: a folder, or s3://BUCKET/PREFIX (default: runs/NAME-TIME)",
     )
     parser.add_argument(
         "--scale",
@@ -40,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; gives the exit code."""
     from scholarch.cli.plan import Request
+    from scholarch.cli.remote import at_hand
     from scholarch.cli.session import Session
     from scholarch.cli.stages import is_chain, run_stages
     from scholarch.training.distributed import world
@@ -49,12 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     request = Request(
         recipe=arguments.recipe[0] if len(arguments.recipe) == 1 else None,
         overrides=tuple(arguments.overrides),
-        run=arguments.run,
+        address=arguments.run,
         resume=arguments.resume,
         restarted=restarted,
         scale=arguments.scale,
     )
-    with world() as processes:
+    with world() as processes, at_hand(request, processes) as request:
         if len(arguments.recipe) > 1 or is_chain(request.run):
             return run_stages(arguments.recipe, request, processes)
         return Session(request, processes).run()

@@ -17,19 +17,19 @@ BATCH = 256
 
 
 class KnnProbe:
-    """k-NN accuracy of a teacher: labels of the training pictures, queries from the held-out one.
+    """k-NN accuracy of a network: labels of the training pictures, queries from the held-out one.
 
     Args:
         plan: with labelled, split data.
-        learner: whose teacher `teacher` is measured.
-        teacher: its name.
+        learner: with the network.
+        part: where in it that is, such as "teachers.ema".
         world: all ranks take part.
     """
 
-    def __init__(self, plan: Plan, learner: Learner, teacher: str, world: World) -> None:
+    def __init__(self, plan: Plan, learner: Learner, part: str, world: World) -> None:
         assert plan.split.labelled is not None
         assert plan.split.held is not None
-        network = learner.teachers[teacher]
+        network = learner.get_submodule(part)
         assert isinstance(network, Network)
         self.backbone, self.world, self.options = network.backbone, world, plan.recipe.evaluation
         data, size = plan.recipe.data, settled(self.options.size)

@@ -16,8 +16,9 @@ from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
 from scholarch.cli.plan import CHAIN, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
+from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
-from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_teacher
+from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_network
 from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
@@ -34,6 +35,7 @@ from scholarch.training.observe import Observer, Outcome
 from scholarch.training.trainer import Probe
 
 TRACKING_SECONDS = 60.0
+LOCK_SECONDS = 60.0
 
 
 class Records:
@@ -78,7 +80,8 @@ class Session:
 
     def _open(self, plan: Plan, held: ExitStack) -> None:
         plan.run.mkdir(parents=True, exist_ok=True)
-        held.enter_context(lock(plan.run))
+        # The first worker of before may live on for a moment, on a machine that was cut off.
+        held.enter_context(lock(plan.run, patience=LOCK_SECONDS if self.request.restarted else 0.0))
         if plan.start is None:
             write_text(plan.run / STATE, json.dumps(_state(plan), indent=1))
         write_text(plan.run / RECIPE, to_yaml(plan.recipe))
@@ -106,18 +109,22 @@ class Session:
         recipe, world = plan.recipe, self.world
         if settled(recipe.training.workers):
             prepare_workers()
-        observers: list[Observer] = [Records(plan), Console(recipe.training.steps)]
-        layout, folder = plan.preflight.layout, plan.run / "checkpoints"
-        trainer = build_trainer(recipe, plan.split.train, layout, world, folder, observers)
+        layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
+        progress = Progress(plan.run, recipe.training.steps, world.size)
+        observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
+        trainer = build_trainer(plan.local, plan.split.train, layout, world, plan.checkpoints, observers)
+        trainer.checkpoints.before_commit = self.request.before_commit
+        progress.committed = lambda: trainer.checkpoints.committed or start or None
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
             start = trainer.resume(plan.start)
-            self._say(f"resumed from step {start} of {plan.run}")
+            self._say(f"resumed from step {start} of {plan.address}")
         else:
             start = trainer.begin()
         outcome, finished = trainer.run(start)
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
         if world.first:
+            progress.write()
             self._hand_over(plan, model, outcome, finished)
         world.barrier()
         return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE
@@ -125,7 +132,7 @@ class Session:
     def _probes(self, plan: Plan, learner: Learner) -> list[Probe]:
         probes: list[Probe] = [Health(self.world)]
         if plan.split.held is not None:
-            probes.append(KnnProbe(plan, learner, exported_teacher(plan.recipe), self.world))
+            probes.append(KnnProbe(plan, learner, exported_network(plan.recipe), self.world))
         return probes
 
     def _hand_over(self, plan: Plan, model: Model, outcome: Outcome, finished: int) -> None:
@@ -139,7 +146,7 @@ class Session:
             self.tracker.file(path, "report")
         if outcome == "interrupted":
             steps = plan.recipe.training.steps
-            self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.run}")
+            self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.address}")
         else:
             write_export(model, plan.run / EXPORT)
             if not self.tracker.trouble:
@@ -173,16 +180,16 @@ def accuracy(plan: Plan, records: list[Record]) -> str:
 
 def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     """What to type next, by what it does."""
-    run = plan.run
-    commands = {"see the report": f"open {run}/report/index.html"}
+    run = plan.address
+    commands = {"see the report": f"open {plan.run}/report/index.html"}
     if outcome == "interrupted":
-        whole = run.parent.parent if run.parent.name == STAGES else run
+        whole = run.partition(f"/{STAGES}/")[0]
         commands["go on"] = f"scholarch pretrain --run {whole} --resume"
     else:
         commands["evaluate"] = f"scholarch evaluate {run}"
         commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        commands["see MLflow"] = f"mlflow ui --backend-store-uri {local_uri(run)}"
+        commands["see MLflow"] = f"mlflow ui --backend-store-uri {local_uri(plan.run)}"
     commands["your own pictures"] = "scholarch pretrain data=FOLDER"
     return commands
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
 from scholarch.config.load import parse_yaml
 from scholarch.config.schema import Recipe, settled
 from scholarch.errors import UserError
-from scholarch.models import BackboneOptions
-from scholarch.registry.backbone import OPTIONS_NAME, Preprocessing, load_backbone
-from scholarch.training.checkpoint import newest_whole, teacher_weights
-from scholarch.training.initial import STAGES
+from scholarch.models import BackboneOptions, build_backbone
+from scholarch.models.heads import HeadOptions
+from scholarch.models.released import RELEASED, Released, released_by_file
+from scholarch.models.weights import import_backbone
+from scholarch.registry.backbone import OPTIONS_NAME, WEIGHTS_NAME, Preprocessing, describe
+from scholarch.storage.local import sha256
+from scholarch.storage.mirror import copied, copies
+from scholarch.storage.objects import is_s3, joined, open_objects
+from scholarch.training.checkpoint import MANIFEST, Checkpoint, backbone_weights
+from scholarch.training.initial import STAGES, WEIGHTS, find, read_weights
 from scholarch.training.recipe import recipe_from
 
 EXPORT = "export"
@@ -43,9 +49,41 @@ class Model:
     origin: str
 
 
-def exported_teacher(recipe: Recipe) -> str:
-    """Name of the teacher whose backbone a run gives away: the first moving average."""
-    return next((n for n, t in recipe.teachers.items() if t.weights == "ema"), next(iter(recipe.teachers)))
+@dataclass(frozen=True)
+class Place:
+    """A model that was found; its weights are not read yet.
+
+    Attributes:
+        address: of a checkpoint, or a file of weights on this machine.
+        name: what it is: a version's address, an export, a checkpoint's folder or a file.
+        origin: the same in words.
+        options: of the backbone; None: it does not tell.
+        heads: of a run's networks by name; None: it does not tell, or has none.
+        preprocessing: what pictures need, where known.
+        data: a run's data source, where known.
+        network: of a run's checkpoint, the one that it gives away.
+    """
+
+    address: str
+    name: str
+    origin: str
+    options: BackboneOptions | None = None
+    heads: Mapping[str, HeadOptions] | None = None
+    preprocessing: Preprocessing | None = None
+    data: str | None = None
+    network: str = ""
+
+    def sha256(self) -> str:
+        """Of the file, or of the checkpoint's manifest, which holds those of its files."""
+        if self.network:
+            return hashlib.sha256(open_objects(self.address).read(MANIFEST)).hexdigest()
+        return sha256(Path(self.address))
+
+
+def exported_network(recipe: Recipe) -> str:
+    """Where in a learner the backbone is that a run gives away: the first moving average, or the student."""
+    ema = next((name for name, teacher in recipe.teachers.items() if teacher.weights == "ema"), None)
+    return "student" if ema is None else f"teachers.{ema}"
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
@@ -69,40 +107,58 @@ class OpenRun:
     step: int
 
 
-def open_run(folder: Path) -> OpenRun:
-    """Reads a run's recipe and newest whole checkpoint.
+def open_run(run: str | Path) -> OpenRun:
+    """Reads a run's recipe and newest whole checkpoint; of several stages, the last one's that has any.
+
+    Args:
+        run: its folder or `s3://` address.
 
     Raises:
         UserError: if it is no run, or has no whole checkpoint.
     """
-    # Of a run of several stages, the last one that has begun.
-    folder = max((path.parent for path in folder.glob(f"{STAGES}/*/{RECIPE}")), default=folder)
-    if not (folder / RECIPE).is_file():
-        what = "holds no run and no exported backbone" if folder.is_dir() else "does not exist"
-        raise UserError(
-            what, where=str(folder), fix="name a run's folder, an export folder, or models:/NAME@ALIAS"
-        )
-    recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
-    checkpoint = newest_whole(folder / "checkpoints")
-    if checkpoint is None:
-        raise UserError(
-            "has no whole checkpoint yet", where=str(folder), fix="let it train on, or name another run"
-        )
-    weights = teacher_weights(checkpoint, recipe, exported_teacher(recipe))
-    origin = f"{folder.name}, step {checkpoint.step}"
-    model = Model(
-        recipe.model, weights, preprocessing_of(recipe), recipe.data.labelled_source or None, origin
-    )
-    return OpenRun(recipe, model, checkpoint.step)
+    found = find(str(run), "")
+    if not isinstance(found, Checkpoint):
+        raise UserError("holds no run", where=str(run), fix="name a run's folder")
+    return opened_at(found)
 
 
-def open_model(name: str) -> Model:
-    """The backbone that `name` stands for.
+def opened_at(checkpoint: Checkpoint) -> OpenRun:
+    """The backbone that a run gives away, as it was at a checkpoint.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or stands in no run.
+    """
+    recipe = _recipe_of(checkpoint)
+    if recipe is None:
+        raise UserError("holds no run", where=_run_of(checkpoint), fix="name a run's folder")
+    return OpenRun(recipe, _opened(_checkpoint(checkpoint)), checkpoint.step)
+
+
+def run_address(run: str | Path) -> str:
+    """Address of a run; of one of several stages, that of the last one that has begun.
+
+    Raises:
+        UserError: if it is no run.
+    """
+    objects = open_objects(str(run))
+    objects.check()
+    begun = [name for name in objects.children(STAGES) if objects.entry(f"{STAGES}/{name}/{RECIPE}")]
+    address = joined(objects.address, STAGES, begun[-1]) if begun else objects.address
+    if open_objects(address).entry(RECIPE) is None:
+        what = "holds no run and no exported backbone" if objects.children() else "does not exist"
+        raise UserError(what, where=str(run), fix="name a run's folder or s3:// address")
+    return address
+
+
+def find_model(name: str, where: str = "") -> Place:
+    """The model that `name` stands for.
 
     Args:
-        name: a run's folder (its newest whole checkpoint), a folder with an exported backbone, an
-            address of the registry such as `models:/demo-digits@candidate`, or a file of released
-            weights under its own name.
+        name: a run (its newest whole checkpoint) or one of its checkpoints, a folder with an exported
+            backbone, or a file of weights, which tells its architecture if it has its released name; each
+            on this machine or under `s3://`; or an address of the registry such as
+            `models:/demo-digits@candidate`.
+        where: the argument or key that it stands in, for the message.
 
     Raises:
         UserError: if there is no such thing, or it is damaged.
@@ -110,37 +166,94 @@ def open_model(name: str) -> Model:
     if name.startswith("models:/"):
         from scholarch.registry.models import download
 
-        return _exported(download(name), name)
-    folder = Path(name)
-    if folder.is_file():
-        return _released(folder)
-    if (folder / OPTIONS_NAME).is_file():
-        return _exported(folder, name)
-    return open_run(folder).model
+        return _export(*download(name))
+    if not (is_s3(name) and name.endswith(WEIGHTS)) and open_objects(name).entry(OPTIONS_NAME):
+        folder = Path(name)
+        if is_s3(name):
+            kept = copies() / hashlib.sha256(name.encode()).hexdigest()[:12]
+            kept.mkdir(exist_ok=True)
+            folder = copied(name, kept)
+        return _export(folder, name)
+    found = find(name, where)
+    return _file(found) if isinstance(found, Path) else _checkpoint(found)
 
 
-def _released(path: Path) -> Model:
-    """A file of released weights, whose name tells the architecture."""
-    from scholarch.models import build_backbone
-    from scholarch.models.released import RELEASED, released_by_file
-    from scholarch.models.weights import import_backbone
-    from scholarch.training.initial import read_weights
+def open_model(name: str) -> Model:
+    """The backbone that `name` stands for, as `find_model` has it.
 
+    Raises:
+        UserError: if there is no such thing, or it is damaged.
+    """
+    return _opened(find_model(name))
+
+
+def _opened(place: Place) -> Model:
+    if place.options is None or place.preprocessing is None:
+        named = f"keep the released name, or call it after what it is: {', '.join(RELEASED)}"
+        raise UserError(
+            "cannot tell the architecture: there is no recipe.yaml beside this checkpoint"
+            if place.network
+            else "cannot tell the architecture from this file's name",
+            where=place.address,
+            fix="name a run's folder" if place.network else named,
+        )
+    weights: Mapping[str, Tensor]
+    if place.network:
+        weights = backbone_weights(Checkpoint(place.address, 0), place.options, place.network)
+    else:
+        backbone = build_backbone(place.options)
+        import_backbone(backbone, read_weights(Path(place.address)), where=place.address)
+        weights = backbone.state_dict()
+    return Model(place.options, weights, place.preprocessing, place.data, place.origin)
+
+
+def _run_of(checkpoint: Checkpoint) -> str:
+    if is_s3(checkpoint.address):
+        return checkpoint.address.rsplit("/", 2)[0]
+    return str(Path(checkpoint.address).parent.parent)
+
+
+def _recipe_of(checkpoint: Checkpoint) -> Recipe | None:
+    try:
+        text = open_objects(_run_of(checkpoint)).read(RECIPE).decode()
+    except FileNotFoundError:
+        return None
+    return recipe_from(parse_yaml(text), where=joined(_run_of(checkpoint), RECIPE))
+
+
+def _checkpoint(found: Checkpoint) -> Place:
+    recipe, run = _recipe_of(found), _run_of(found)
+    origin = f"{run.rpartition('/')[2]}, step {found.step}"
+    if recipe is None:
+        return Place(found.address, found.address, origin, network="student")
+    return Place(
+        found.address,
+        found.address,
+        origin,
+        options=recipe.model,
+        heads=recipe.heads,
+        preprocessing=preprocessing_of(recipe),
+        data=recipe.data.labelled_source or None,
+        network=exported_network(recipe),
+    )
+
+
+def _file(path: Path) -> Place:
     name = path.stem if path.stem in RELEASED else released_by_file(path.name)
     if name is None:
-        raise UserError(
-            "cannot tell the architecture from this file's name",
-            where=str(path),
-            fix=f"keep the released name, or call it after what it is: {', '.join(RELEASED)}",
-        )
+        return Place(str(path), str(path), path.name)
     entry = RELEASED[name]
-    backbone = build_backbone(entry.options)
-    import_backbone(backbone, read_weights(path), where=str(path))
-    size = SIDE_IN_PATCHES * backbone.patch if backbone.patch in (14, 16) else 224
-    preprocessing = Preprocessing(size=size, mean=entry.mean, std=entry.std)
-    return Model(entry.options, backbone.state_dict(), preprocessing, None, path.name)
+    return Place(
+        str(path), str(path), path.name, options=entry.options, preprocessing=_released_preprocessing(entry)
+    )
 
 
-def _exported(folder: Path, name: str) -> Model:
-    backbone, preprocessing = load_backbone(folder)
-    return Model(cast(BackboneOptions, backbone.options), backbone.state_dict(), preprocessing, None, name)
+def _released_preprocessing(entry: Released) -> Preprocessing:
+    patch = entry.options.patch
+    size = SIDE_IN_PATCHES * patch if patch in (14, 16) else 224
+    return Preprocessing(size=size, mean=entry.mean, std=entry.std)
+
+
+def _export(folder: Path, name: str) -> Place:
+    options, preprocessing = describe(folder)
+    return Place(str(folder / WEIGHTS_NAME), name, name, options=options, preprocessing=preprocessing)

@@ -16,6 +16,7 @@ from scholarch.config.load import parse_yaml
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
 from scholarch.errors import EXIT_DONE, UserError
+from scholarch.storage.objects import joined
 from scholarch.training.checkpoint import committed
 from scholarch.training.distributed import World
 from scholarch.training.initial import STAGES
@@ -42,23 +43,23 @@ def run_stages(recipes: Sequence[str], request: Request, world: World) -> int:
     chain = world.from_first(world.agree(lambda: _chain(recipes, request, again)))
     asked = world.agree(lambda: _check(chain))
     run = world.from_first(request.run or new_run(asked[-1]))
-    folders = [
-        run / STAGES / f"{number}-{name_of(recipe).replace('/', '-')}"
-        for number, recipe in enumerate(chain.recipes, 1)
-    ]
+    names = [f"{number}-{name_of(r).replace('/', '-')}" for number, r in enumerate(chain.recipes, 1)]
+    folders = [run / STAGES / name for name in names]
+    addresses = [joined(request.address or str(run), STAGES, name) for name in names]
     code = EXIT_DONE
     for number, folder in enumerate(folders):
-        state = world.from_first(_state(folder) if again else "new")
+        state = world.from_first(_state(folder, addresses[number]) if again else "new")
         if state == "done":
             continue
         overrides = chain.overrides
         if number:
-            overrides = (*overrides, *_from(folders[number - 1], asked[number], chain.scale))
+            overrides = (*overrides, *_from(addresses[number - 1], asked[number], chain.scale))
         stage = replace(
             request,
             recipe=chain.recipes[number] if state == "new" else None,
             overrides=overrides if state == "new" else request.overrides,
             run=folder,
+            address=addresses[number],
             resume=state == "begun" and not request.restarted,
             scale=chain.scale,
             chain=chain,
@@ -82,13 +83,13 @@ def _chain(recipes: Sequence[str], request: Request, again: bool) -> Chain:
         if request.run is not None and (request.run / RECIPE).exists():
             raise UserError(
                 "this folder already holds a run of one stage",
-                where=str(request.run),
+                where=request.address,
                 fix="name another folder",
             )
         if not recipes or (request.resume and not request.restarted):
             raise UserError(
                 "there is no run of several stages to resume",
-                where=str(request.run or "--resume"),
+                where=request.address or "--resume",
                 fix="name the run's folder with --run; leave --resume out to begin a new one",
             )
         return given
@@ -96,7 +97,7 @@ def _chain(recipes: Sequence[str], request: Request, again: bool) -> Chain:
     if not again:
         raise UserError(
             "this folder already holds a run",
-            where=str(request.run),
+            where=request.address,
             fix="add --resume to go on with it, or name another folder with --run",
         )
     data: dict[str, Any] = json.loads((request.run / CHAIN).read_text())
@@ -130,19 +131,19 @@ def _check(chain: Chain) -> list[Recipe]:
     return found
 
 
-def _from(previous: Path, recipe: Recipe, scale: Scale) -> list[str]:
-    overrides = [f"init_from.checkpoint={json.dumps(str(previous))}"]
+def _from(previous: str, recipe: Recipe, scale: Scale) -> list[str]:
+    overrides = [f"init_from.checkpoint={json.dumps(previous)}"]
     if scale == "tiny" and recipe.init_from is not None and recipe.init_from.goes_on:
         # Every stage is shrunk to the same few steps: there would be none left to go on with.
         overrides.append("init_from.continue=false")
     return overrides
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path, address: str) -> str:
     """`new`, `begun` or `done`."""
     if not (folder / RECIPE).is_file():
         return "new"
     recipe = recipe_from(parse_yaml((folder / RECIPE).read_text()), where=str(folder / RECIPE))
-    saved = committed(folder / "checkpoints")
+    saved = committed(joined(address, "checkpoints"))
     finished = bool(saved) and saved[-1].step >= recipe.training.steps
     return "done" if finished and (folder / EXPORT).is_dir() else "begun"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from scholarch.config.schema import DRAWN
+
 Scale = Literal["full", "tiny"]
 
 STEPS = 12
@@ -24,6 +26,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "capi": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH, "predictor_depth": 2, "registers": 4},
     "convnext": {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32]},
 }
+TEACHERS: Mapping[str, Mapping[str, Any]] = {
+    "vit": {"embed_dim": 48},
+    "capi": {"embed_dim": 48},
+    "convnext": {"widths": [8, 16, 24, 48]},
+}
+"""Frozen teachers of their own model stay wider than the student."""
 DEFAULT_SIZE, DEFAULT_PATCH, DEFAULT_GRID = 224, {"vit": 16, "capi": 14, "convnext": 32}, 37
 """Of views, models and learned positions, where a recipe leaves them out."""
 
@@ -32,7 +40,8 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The tiny form of a recipe that is plain data, not yet validated; gives a new one.
 
     Lengths in steps shrink with the run's, but none to nothing: a warm-up, a window or the
-    refresh of a snapshot still happens. Shares of the run stay.
+    refresh of a snapshot still happens. Shares of the run stay. A frozen teacher that is not named
+    gets drawn weights.
     """
     data = {**recipe, "name": f"{recipe.get('name', 'recipe')}-tiny"}
     steps = data.get("training", {}).get("steps", STEPS)
@@ -43,10 +52,12 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
         length = data.get(section, {}).get(name)
         if isinstance(length, int):
             data[section][name] = _length(length, ratio)
-    for name, largest in LARGEST.items():
-        for head in data.get("heads", {}).values():
-            if name in head:
-                head[name] = min(head[name], largest)
+    for owner in (data, *data.get("teachers", {}).values()):
+        for head in owner.get("heads", {}).values():
+            head.update({name: min(head[name], most) for name, most in LARGEST.items() if name in head})
+    for teacher in data.get("teachers", {}).values():
+        if teacher.get("weights") == "frozen":
+            teacher.setdefault("checkpoint", DRAWN)
     for term in data.get("terms", {}).values():
         if isinstance(term.get("group"), int):
             term["group"] = min(term["group"], GROUP)
@@ -75,7 +86,9 @@ def _shorter(value: Any, ratio: float) -> Any:
         return value
     copy = {name: _shorter(item, ratio) for name, item in value.items()}
     segment = "end" in copy and isinstance(copy.get("steps"), int)
-    for name in ("steps",) if segment else ("first", "every") if "first" in copy else ():
+    for name in ("steps", "hold") if segment else ("first", "every") if "first" in copy else ():
+        if name not in copy:
+            continue
         copy[name] = _length(copy[name], ratio)
     return copy
 
@@ -102,11 +115,19 @@ def _shrink_sizes(data: dict[str, Any]) -> None:
             view["count"] = min(view["count"], 4)
     for one in sets:
         one.update({name: shrunk(size) for name, size in one.items()})
+    _shrink_model(model, ratio)
+    for teacher in data.get("teachers", {}).values():
+        if teacher.get("model"):
+            _shrink_model(teacher["model"], ratio)
+            teacher["model"].update(TEACHERS[teacher["model"].get("kind", "vit")])
+
+
+def _shrink_model(model: dict[str, Any], ratio: float) -> None:
     if model.get("position") == "learned":
         learned = model.get("learned", {})
         grid = max(round(learned.get("grid", DEFAULT_GRID) * ratio), 2)
         model["learned"] = {**learned, "grid": grid}
-    model.update(MODELS[kind])
+    model.update(MODELS[model.get("kind", "vit")])
 
 
 def _data(section: Any) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Segment:
             intervals) or `end` is first met one step later (n intervals).
         truncate: cosine only, in (0, 1]: the share of the half wave that is walked. CAPI walks
             0.8 of it and so ends at 9.5 % of its start (reference.md section 3.8).
+        hold: steps that each value is kept, of which `steps` should be a multiple; an epoch where the
+            source's schedule moves with epochs (DINO's temperature, reference.md section 4.3).
     """
 
     shape: Shape = "constant"
@@ -41,6 +43,7 @@ class Segment:
     end: float
     endpoint: bool = False
     truncate: float = 1.0
+    hold: int = 1
 
     def __post_init__(self) -> None:
         if self.shape not in get_args(Shape):
@@ -52,6 +55,8 @@ class Segment:
                 )
             if isinstance(self.steps, float) and not 0 < self.steps <= 1:
                 raise ValueError(f"steps as a share must lie in (0, 1], not {self.steps}")
+        if isinstance(self.hold, bool) or not isinstance(self.hold, int) or self.hold < 1:
+            raise ValueError(f"hold must be a whole number of steps, at least 1, not {self.hold!r}")
         if not 0 < self.truncate <= 1:
             raise ValueError(f"truncate must lie in (0, 1], not {self.truncate}")
 
@@ -59,6 +64,7 @@ class Segment:
         """Value at `index` of a segment of `length` steps that starts from `start`."""
         if self.shape == "constant":
             return self.end
+        index, length = index // self.hold, -(-length // self.hold)
         intervals = length - 1 if self.endpoint else length
         t = index / intervals if intervals > 0 else 1.0
         if self.shape == "linear":

@@ -103,6 +103,17 @@ class RefreshSection(Section):
     at_most: int | None = Field(None, ge=1)
 
 
+class FoundSection(Section):
+    """What a `checkpoint` turned out to be; scholarch writes it, and a run that goes on holds to it."""
+
+    name: str = Field(description="a version, a checkpoint's folder or a file")
+    sha256: str = Field(description="of the file of weights, or of the checkpoint's manifest")
+
+
+DRAWN = "drawn"
+"""As a frozen teacher's `checkpoint`: its weights are drawn, for trying a recipe out."""
+
+
 class TeacherSection(Section):
     """A teacher: what its weights are and which views it sees."""
 
@@ -110,17 +121,24 @@ class TeacherSection(Section):
     momentum: Schedule = Schedule.parse(0.996)
     of: str = "ema"
     refresh: RefreshSection | None = None
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(
+        None, description="a run, an export, models:/NAME@ALIAS or a file; or drawn"
+    )
+    found: FoundSection | None = None
+    model: Any = None
+    heads: dict[str, Any] | None = None
     sees: tuple[str, ...] = ("global",)
 
     @model_validator(mode="after")
     def _has_weights(self) -> TeacherSection:
-        if self.weights == "frozen" and self.checkpoint is None:
-            raise ValueError("a frozen teacher needs `checkpoint`: a run, one of its checkpoints, or a file")
-        if self.weights != "frozen" and self.checkpoint is not None:
+        if self.weights == "frozen":
+            return self
+        if self.checkpoint is not None:
             raise ValueError(
                 "`checkpoint` is of frozen teachers; others begin from init_from, or as the student"
             )
+        if self.model is not None or self.heads is not None:
+            raise ValueError("`model` and `heads` are of frozen teachers; others are built as the student")
         return self
 
 
@@ -128,7 +146,8 @@ class InitSection(Section):
     """What a run begins from instead of drawn weights; see docs/recipes.md."""
 
     stage: str | None = Field(None, description="the stage that comes before, found by chaining recipes")
-    checkpoint: str | None = Field(None, description="a run, one of its checkpoints, or a file of weights")
+    checkpoint: str | None = Field(None, description="a run, an export, models:/NAME@ALIAS or a file")
+    found: FoundSection | None = None
     student: str = Field("student", description="whose weights the student begins with: or a teacher's")
     what: tuple[Literal["backbone", "heads", "terms"], ...] = ("backbone", "heads", "terms")
     resize_positions: bool = Field(False, description="resample learned positions of another grid")
@@ -194,7 +213,10 @@ class OptimizerSection(Section):
     freeze_prototypes: Length = Field(
         0, description="steps, or share of the run, that prototypes do not move"
     )
-    clip: float | None = Field(3.0, gt=0, description="L2 norm, separately for the backbone and each head")
+    clip: float | None = Field(3.0, gt=0, description="the largest L2 norm of a gradient")
+    clip_each: Literal["part", "tensor"] = Field(
+        "part", description="whose norm: the backbone and each head, or every tensor by itself (DINO, iBOT)"
+    )
 
     @field_validator("freeze_prototypes")
     @classmethod
@@ -276,6 +298,8 @@ def written_out(data: Mapping[str, Any]) -> dict[str, Any]:
         whole["data"] = {"source": whole["data"]}
     if isinstance(whole.get("model"), Mapping):
         whole["model"] = {"kind": "vit", **whole["model"]}
+    if isinstance(whole.get("teachers"), Mapping):
+        whole["teachers"] = {name: _teacher(entry) for name, entry in whole["teachers"].items()}
     for section, default in (("terms", None), ("masks", "block")):
         entries = whole.get(section)
         if isinstance(entries, Mapping):
@@ -284,6 +308,12 @@ def written_out(data: Mapping[str, Any]) -> dict[str, Any]:
                 for name, entry in entries.items()
             }
     return whole
+
+
+def _teacher(entry: Any) -> Any:
+    if isinstance(entry, Mapping) and isinstance(entry.get("model"), Mapping):
+        return {**entry, "model": {"kind": "vit", **entry["model"]}}
+    return entry
 
 
 def _one_of(names: Mapping[str, Any]) -> str:
@@ -325,11 +355,17 @@ def _unknown_views(recipe: Recipe) -> list[str]:
 
 
 def _unknown_heads(recipe: Recipe) -> list[str]:
-    return [
-        f"terms.{name}.head: no head {term.head!r}; there are: {_one_of(recipe.heads)}"
-        for name, term in recipe.terms.items()
-        if getattr(term, "head", None) is not None and term.head not in recipe.heads
-    ]
+    found = []
+    for name, term in recipe.terms.items():
+        head, teacher = getattr(term, "head", None), recipe.teachers.get(getattr(term, "teacher", None) or "")
+        if head is not None and head not in recipe.heads:
+            found.append(f"terms.{name}.head: no head {head!r}; there are: {_one_of(recipe.heads)}")
+        elif head is not None and teacher and teacher.heads is not None and head not in teacher.heads:
+            found.append(
+                f"terms.{name}.head: teacher {term.teacher!r} has no head {head!r}; "
+                f"it has: {_one_of(teacher.heads)}"
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -353,13 +389,20 @@ def _tagged(kinds: Mapping[str, type]) -> Any:
 
 def recipe_type(kinds: Kinds) -> type[Recipe]:
     """The schema with the option types of `kinds` in it."""
+    heads: Any = dict[str, kinds.head]  # type: ignore[name-defined]
     mappings = {
-        "heads": dict[str, kinds.head],  # type: ignore[name-defined]
+        "heads": heads,
         "views": dict[str, kinds.view],  # type: ignore[name-defined]
         "masks": dict[str, _tagged(kinds.masks)],  # type: ignore[misc]
         "terms": dict[str, _tagged(kinds.terms)],  # type: ignore[misc]
     }
-    fields: dict[str, Any] = {"model": (_tagged(kinds.models), ...)}
+    model = _tagged(kinds.models)
+    of_teacher: dict[str, Any] = {"model": (model | None, None), "heads": (heads | None, None)}
+    teacher = create_model("TeacherSection", __base__=TeacherSection, **of_teacher)
+    fields: dict[str, Any] = {
+        "model": (model, ...),
+        "teachers": (dict[str, teacher], ...),
+    }
     fields |= {
         name: (annotation, Field(min_length=1) if name in ("terms", "views") else Field(default_factory=dict))
         for name, annotation in mappings.items()

@@ -1,15 +1,18 @@
 """From the bytes of a picture file to a tensor, whatever the format and depth.
 
 Pillow reads all common formats. Two kinds it cannot: TIFF with many channels (tifffile), and PNG
-with 16 bits and colour (torchvision, whose other decoders are slower here and deprecated).
+with 16 bits and colour (torchvision, whose other decoders are slower here and deprecated). Ordinary
+JPEG files go to simplejpeg, which is faster (docs/decisions/0003-decoder.md).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -20,6 +23,7 @@ _COMMON = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif",
 SUFFIXES = _COMMON | {".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".npy"}
 """Endings, in lower case, of the files that are taken for pictures."""
 
+_JPEG_MODES = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}
 _KEPT_MODES = frozenset({"L", "RGB", "I;16", "I;16L", "I;16B", "I", "F"})
 _GREY_MODES = frozenset({"1", "LA", "La"})
 
@@ -62,7 +66,29 @@ def _pixels(data: bytes) -> np.ndarray:
     # IHDR: bit depth at byte 24, colour type (2: RGB, 4: grey with alpha, 6: RGBA) at byte 25.
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] in (2, 4, 6):
         return _deep_png(data)
+    if data[:3] == b"\xff\xd8\xff":
+        pixels = _jpeg(data)
+        if pixels is not None:
+            return pixels
     return _pillow(data)
+
+
+def _jpeg(data: bytes) -> np.ndarray | None:
+    """An ordinary JPEG file; None for what Pillow shall read, or say what is wrong with."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _JPEG_MODES or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        if b"Exif\0\0" in data[: 1 << 16]:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as opened:
+                warnings.simplefilter("ignore")
+                if opened.getexif().get(0x0112, 1) != 1:
+                    return None
+        # strict: a damaged file raises.
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_MODES[colours], strict=True)
+    except Exception:  # whatever it is, Pillow decides
+        return None
+    return pixels
 
 
 def _pillow(data: bytes) -> np.ndarray:

@@ -23,6 +23,9 @@ class FolderSource:
 
     Hidden files and folders are left out. Linked folders are followed, each target once.
 
+    Attributes:
+        sizes: of the files in bytes, -1 where unknown, [n] int64.
+
     Args:
         root: the folder.
         labels: see `scholarch.data.source.Labels`. Folders named train, val and the like are taken
@@ -41,8 +44,9 @@ class FolderSource:
         # One blob of names: a list of a million strings would be copied slowly to every worker.
         self._names = b"".join(name for name, _ in entries)
         self._ends = np.cumsum([len(name) for name, _ in entries], dtype=np.int64)
+        self.sizes = np.array([size for _, size in entries], dtype=np.int64)
         self._fingerprint = listing_fingerprint(entries)
-        self._classes, self._labels = _label(root, [name for name, _ in entries], labels)
+        self._classes, self._labels = labels_by_folders(str(root), [name for name, _ in entries], labels)
 
     @property
     def classes(self) -> list[str] | None:
@@ -51,23 +55,31 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def _path(self, index: int) -> bytes:
+    def raw_name(self, index: int) -> bytes:
+        """The name below the root as the file system has it."""
         start = int(self._ends[index - 1]) if index else 0
         return self._names[start : int(self._ends[index])]
 
     def read(self, index: int) -> Tensor:
-        path = self.root / os.fsdecode(self._path(index))
+        return decode(self.encoded(index), self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The picture file.
+
+        Raises:
+            BrokenPicture: if it cannot be read.
+        """
+        path = self.root / os.fsdecode(self.raw_name(index))
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise BrokenPicture(self.name(index), error.strerror or str(error)) from error
-        return decode(data, self.name(index))
 
     def label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])
 
     def name(self, index: int) -> str:
-        return self._path(index).decode("utf-8", "backslashreplace")
+        return self.raw_name(index).decode("utf-8", "backslashreplace")
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -168,7 +180,10 @@ def _no_pictures(root: Path, others: Counter[str]) -> UserError:
     )
 
 
-def _label(root: Path, names: list[bytes], labels: Labels) -> tuple[list[str] | None, np.ndarray | None]:
+def labels_by_folders(
+    root: str, names: list[bytes], labels: Labels
+) -> tuple[list[str] | None, np.ndarray | None]:
+    """Classes and the label of each name, or None and None; see scholarch.data.source.Labels."""
     if labels == "none":
         return None, None
     firsts = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in names]
@@ -186,7 +201,7 @@ def _label(root: Path, names: list[bytes], labels: Labels) -> tuple[list[str] | 
         )
         raise UserError(
             f"labels=folders wants every picture in one of at least two folders, but {found}",
-            where=str(root),
+            where=root,
             fix="sort the pictures into one folder for each class, or set labels=none",
         )
     number = {folder: i for i, folder in enumerate(folders)}

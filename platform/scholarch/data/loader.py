@@ -8,6 +8,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,17 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.decode import to_channels
-from scholarch.data.source import BrokenPicture, Source
+from scholarch.data.source import BrokenPicture, Source, expect, foresees
 from scholarch.data.stream import Stream, rank_positions
 from scholarch.data.views import MultiCrop
+from scholarch.errors import RunFailed, UserError
 
 _TRIES = 10_000
 """Broken pictures in a row after which the data, not a picture, is at fault."""
+
+_TOLD, _TOLD_AT_ONCE = 16_384, 16
+"""Samples that a source is told of before they are read, and micro-batches told with each one read."""
 
 DrawMask = Callable[[int, int, int, tuple[int, int]], np.ndarray]
 """(step, row, rows in all, (h, w)) -> bool [h * w]; row v * G + p is crop v at position p."""
@@ -92,7 +97,7 @@ class StreamDataset(Dataset[MicroBatch]):
         step, positions = key
         cut = self.cut(step)
         views = cut.crops.empty(len(positions))
-        ids = self._due(step, positions)
+        ids = self.due(step, positions)
         broken: list[str] = []
         upscaled = 0
         for row, position in enumerate(positions.tolist()):
@@ -110,7 +115,8 @@ class StreamDataset(Dataset[MicroBatch]):
             upscaled=upscaled,
         )
 
-    def _due(self, step: int, positions: np.ndarray) -> np.ndarray:
+    def due(self, step: int, positions: np.ndarray) -> np.ndarray:
+        """Sample ids at increasing positions of a step, int64; broken pictures are not yet replaced."""
         if len(positions) == 0:
             return np.empty(0, dtype=np.int64)
         first = int(positions[0])
@@ -184,12 +190,13 @@ class StepLoader:
 
         Raises:
             RuntimeError: if a worker dies, or the data cannot be read any more.
+            UserError, RunFailed: as the source raised it.
         """
         keys = _Keys(self.steps, self.shares)
         loader = DataLoader(
-            self.dataset,
+            _Foreseen(self.dataset, keys),
             batch_size=None,
-            sampler=keys,
+            sampler=range(len(keys)),
             collate_fn=_as_it_is,
             num_workers=self.workers,
             prefetch_factor=self.ahead if self.workers else None,
@@ -213,8 +220,50 @@ class _Keys:
     def __len__(self) -> int:
         return len(self.steps) * len(self.shares)
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        return ((step, share) for step in self.steps for share in self.shares)
+    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
+        step, share = divmod(number, len(self.shares))
+        return self.steps[step], self.shares[share]
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """An error that has a message of its own, on its way from a worker: torch would add a traceback."""
+
+    error: UserError | RunFailed
+
+
+class _Foreseen(Dataset[MicroBatch | _Stopped]):
+    """Micro-batches by their number among the keys; tells the source what this process reads next."""
+
+    def __init__(self, dataset: StreamDataset, keys: _Keys) -> None:
+        self.dataset, self.keys = dataset, keys
+        self.told: deque[int] = deque()  # samples of each micro-batch that was told and not yet read
+        self.next: int | None = None
+
+    def __getitem__(self, number: int) -> MicroBatch | _Stopped:
+        try:
+            if foresees(self.dataset.source):
+                self._tell(number)
+            return self.dataset[self.keys[number]]
+        except (UserError, RunFailed) as error:
+            return _Stopped(error)
+
+    def _tell(self, number: int) -> None:
+        worker = get_worker_info()
+        turns = worker.num_workers if worker else 1  # torch hands the keys out in turn
+        afresh = self.next is None
+        if self.next is None:
+            self.next = number
+        else:
+            self.told.popleft()
+        for _ in range(_TOLD_AT_ONCE):
+            if self.next >= len(self.keys) or sum(self.told) >= _TOLD:
+                break
+            ids = self.dataset.due(*self.keys[self.next])
+            expect(self.dataset.source, ids, afresh=afresh)
+            afresh = False
+            self.told.append(len(ids))
+            self.next += turns
 
 
 def _end_with_trainer(_worker: int) -> None:
@@ -252,10 +301,13 @@ _CAUSES = {
 }
 
 
-def _supervised(batches: Iterator[MicroBatch]) -> Generator[MicroBatch, None, None]:
+def _supervised(batches: Iterator[MicroBatch | _Stopped]) -> Generator[MicroBatch, None, None]:
     """`batches`, with a worker's death told in plain words."""
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, _Stopped):
+                raise batch.error
+            yield batch
     except RuntimeError as error:
         # Torch keeps its workers to itself and, under a fork server, does not learn how they ended.
         codes = [worker.exitcode for worker in getattr(batches, "_workers", ())]

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from scholarch.data.allocation import Allocation, check_shares
-from scholarch.data.source import BrokenPicture, Source, listing_fingerprint
+from scholarch.data.source import BrokenPicture, Source, expect, foresees, listing_fingerprint
 from scholarch.data.stream import Permutation, SampleStream, Stream, in_passes
 
 
@@ -79,6 +79,17 @@ class Mixture:
     def name(self, index: int) -> str:
         part, within = self._place(index)
         return f"{part.name}/{part.source.name(within)}"
+
+    @property
+    def foresees(self) -> bool:
+        """Whether what is read next is worth telling."""
+        return any(foresees(part.source) for part in self.parts)
+
+    def expect(self, indices: np.ndarray, *, afresh: bool = False) -> None:
+        """Tells each data set which of its pictures will be read next; see scholarch.data.source.expect."""
+        for part, start in zip(self.parts, self.starts, strict=True):
+            within = indices[(indices >= start) & (indices < start + len(part.source))] - start
+            expect(part.source, within, afresh=afresh)
 
     def fingerprint(self) -> str:
         return listing_fingerprint(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
+import numpy as np
 from torch import Tensor
 
 Labels = Literal["auto", "folders", "none"]
@@ -58,6 +59,22 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Digest of the listing (names and sizes): equal when the same samples have the same numbers."""
         ...
+
+
+def expect(source: Source, indices: np.ndarray, *, afresh: bool = False) -> None:
+    """Tells a source, where it cares, which pictures will be read next, in order.
+
+    Args:
+        indices: int64; they follow what was told before.
+        afresh: what was told before no longer holds.
+    """
+    if foresees(source):
+        source.expect(indices, afresh=afresh)  # type: ignore[attr-defined]
+
+
+def foresees(source: Source) -> bool:
+    """Whether a source makes use of `expect`: it then says so by a property of this name."""
+    return bool(getattr(source, "foresees", False))
 
 
 def listing_fingerprint(entries: Iterable[tuple[bytes, int]]) -> str:

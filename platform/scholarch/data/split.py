@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from scholarch.data.source import Source, listing_fingerprint
+from scholarch.data.source import Source, expect, foresees, listing_fingerprint
+from scholarch.data.statistics import ScanReport, already_scanned
 from scholarch.errors import UserError
 
 
@@ -32,6 +34,20 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    @property
+    def foresees(self) -> bool:
+        """Whether what is read next is worth telling."""
+        return foresees(self.source)
+
+    def expect(self, indices: np.ndarray, *, afresh: bool = False) -> None:
+        """Tells the source what will be read next; see scholarch.data.source.expect."""
+        expect(self.source, self.indices[indices], afresh=afresh)
+
+    def scanned(self, channels: int | None) -> ScanReport | None:
+        """What the source knows of its pictures, which is near enough for a part of them."""
+        known = already_scanned(self.source, channels)
+        return None if known is None else replace(known, pictures=len(self), checked=len(self))
 
     def fingerprint(self) -> str:
         return listing_fingerprint(

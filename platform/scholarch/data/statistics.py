@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -13,12 +13,10 @@ import torch
 
 from scholarch.data.decode import to_channels
 from scholarch.data.mixture import Mixture
+from scholarch.data.moments import mean_and_std, moments
 from scholarch.data.source import BrokenPicture, Source
 from scholarch.data.stream import Permutation
 from scholarch.errors import UserError
-
-_SMALLEST_STD = 1 / 255
-"""A channel that never changes would else divide by zero."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,7 @@ def _look(source: Source, index: int, channels: int | None) -> _Look:
             picture = to_channels(picture, channels, source.name(index))
     except BrokenPicture as broken:
         return _Look(str(broken), side, found)
-    values = picture.reshape(picture.shape[0], -1).numpy()
-    if values.dtype != np.uint8:
-        squares = np.square(values, dtype=np.float64)
-        return _Look("", side, found, (values.mean(1, dtype=np.float64), squares.mean(1)))
-    # Exact and quick: 256 counts in place of all pixels in float64.
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in values]) / values.shape[1]
-    levels = np.arange(256) / 255
-    return _Look("", side, found, (counts @ levels, counts @ levels**2))
+    return _Look("", side, found, moments(picture))
 
 
 def _looks(source: Source, indices: np.ndarray, channels: int | None, threads: int) -> Iterator[_Look]:
@@ -161,6 +152,8 @@ def scan(
 ) -> ScanReport:
     """Decodes pictures of `source` and reports what is found; the same for any number of threads.
 
+    Packed pictures were all looked at when they were packed, and are not read again.
+
     Args:
         channels: as the recipe wants; a picture that cannot be brought to it counts as broken. None: the
             most that a checked picture has: grey pictures among coloured ones are made coloured.
@@ -168,6 +161,8 @@ def scan(
         at_most: pictures that are checked, in a mixture the same number of each data set; None: all.
         threads: None: up to 8, one for each core.
     """
+    if (known := already_scanned(source, channels)) is not None:
+        return known
     threads = threads or min(8, os.cpu_count() or 1)
     if isinstance(source, Mixture):
         each = None if at_most is None else -(-at_most // len(source.parts))
@@ -209,9 +204,13 @@ def _statistics(
     if not weights:
         return None, None
     means = [np.mean(moments, axis=0) for moments in known if moments]
-    first, second = means[0] if len(means) == 1 else np.average(means, axis=0, weights=weights)
-    spread = np.maximum(np.sqrt(np.maximum(second - first**2, 0)), _SMALLEST_STD)
-    return tuple(float(value) for value in first), tuple(float(value) for value in spread)
+    return mean_and_std(*(means[0] if len(means) == 1 else np.average(means, axis=0, weights=weights)))
+
+
+def already_scanned(source: Source, channels: int | None) -> ScanReport | None:
+    """What a source, or the one that it is a part of, knows of its pictures; None if nothing."""
+    ask: Callable[[int | None], ScanReport | None] | None = getattr(source, "scanned", None)
+    return None if ask is None else ask(channels)
 
 
 def _unusable(mixture: Mixture, parts: Sequence[Sequence[_Look]]) -> dict[str, int]:

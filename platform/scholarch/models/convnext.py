@@ -21,6 +21,7 @@ from scholarch.models.recompute import ActivationCheckpointing, checkpointed
 from scholarch.models.stochastic_depth import DrawForm, RateShape, add_branch, block_rates, decide
 
 Size = Literal["tiny", "small", "base", "large"]
+STRIDE = 32
 
 
 class Shape(NamedTuple):
@@ -71,6 +72,11 @@ class ConvNeXtOptions:
             raise ValueError("depths, widths, channels and dense_patch must be positive")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth must lie in [0, 1), not {self.stochastic_depth}")
+
+    @property
+    def patch(self) -> int:
+        """Pixels along a side of what one cell of the last map stands for."""
+        return STRIDE
 
     @property
     def shape(self) -> Shape:
@@ -148,7 +154,7 @@ class ConvNeXt(Backbone):
         super().__init__()
         depths, widths = options.shape
         self.options = options
-        self.width, self.patch, self.channels = widths[-1], 32, options.channels
+        self.width, self.patch, self.channels = widths[-1], options.patch, options.channels
         stem = nn.Sequential(
             Conv(options.channels, widths[0], kernel_size=4, stride=4), ChannelNorm(widths[0], eps=1e-6)
         )

@@ -49,6 +49,10 @@ class Features(NamedTuple):
     patches: Tensor  # [B, N, D]
     prenorm: Tensor  # [B, 1 + R + N, D], before the final norm; CAPI has no CLS token: [B, R + N, D]
 
+    def detached(self) -> Features:
+        """The same without their graph."""
+        return Features(*(tensor.detach() for tensor in self))
+
 
 class Backbone(nn.Module):
     """Face of every backbone: `forward(list of Views, draws) -> list of Features`.

@@ -29,6 +29,9 @@ class HeadOptions:
             prototypes of the normalised input (CAPI), and `hidden` and `bottleneck` have no meaning.
         weight_norm: of the prototypes: none (DINOv3), with trainable lengths (DINOv2), or with
             lengths frozen at 1 (DINO, iBOT).
+        patches: whether patches have the prototypes of CLS ("shared"), or a second layer of them on the
+            same MLP: in the student alone ("student": iBOT's default, whose teacher names patches by the
+            prototypes of CLS), or in teachers too ("own").
     """
 
     prototypes: int = 65536  # DINO, DINOv2 and DINOv3 defaults
@@ -36,6 +39,7 @@ class HeadOptions:
     bottleneck: int = 256
     layers: int = 3
     weight_norm: Literal["none", "trainable", "frozen"] = "none"
+    patches: Literal["shared", "student", "own"] = "shared"
 
     def __post_init__(self) -> None:
         for name in ("prototypes", "hidden", "bottleneck", "layers"):
@@ -109,27 +113,21 @@ class ProjectionHead(nn.Module):
         for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
-        self.last_layer: nn.Module
-        if options.weight_norm == "none":
-            self.last_layer = nn.Linear(widths[-1], options.prototypes, bias=False)
-        else:
-            # CAPI's head differs from DINO's in these two as well (reference.md 0b and 3.8).
-            capi: dict[str, float] = {} if options.layers else {"eps": 1e-8, "std": 0.02}
-            trainable = options.weight_norm == "trainable"
-            self.last_layer = WeightNormLinear(
-                widths[-1], options.prototypes, trainable_length=trainable, **capi
-            )
+        self.last_layer = _prototypes(widths[-1], options)
+        self.last_layer2 = None if options.patches == "shared" else _prototypes(widths[-1], options)
 
     def forward(
         self,
         x: Tensor,
         until: Literal["prototypes", "bottleneck"] = "prototypes",
         start: Literal["input", "bottleneck"] = "input",
+        patches: int = 0,
     ) -> Tensor:
         """Runs the head or one half of it.
 
         Args:
             x: [..., D], or with start="bottleneck" [..., bottleneck], already normalised.
+            patches: how many of x's last rows are of patches, for prototypes of their own.
             until: "bottleneck" stops after the L2 normalisation.
             start: "bottleneck" runs the prototypes alone.
 
@@ -142,5 +140,17 @@ class ProjectionHead(nn.Module):
             x = F.normalize(self.mlp(x), dim=-1, eps=eps)
         if until == "bottleneck":
             return x
-        logits: Tensor = self.last_layer(x)
-        return logits
+        if self.last_layer2 is None:
+            logits: Tensor = self.last_layer(x)
+            return logits
+        border = len(x) - patches
+        return torch.cat([self.last_layer(x[:border]), self.last_layer2(x[border:])])
+
+
+def _prototypes(width: int, options: HeadOptions) -> nn.Module:
+    if options.weight_norm == "none":
+        return nn.Linear(width, options.prototypes, bias=False)
+    # CAPI's head differs from DINO's in these two as well (reference.md 0b and 3.8).
+    capi: dict[str, float] = {} if options.layers else {"eps": 1e-8, "std": 0.02}
+    trainable = options.weight_norm == "trainable"
+    return WeightNormLinear(width, options.prototypes, trainable_length=trainable, **capi)

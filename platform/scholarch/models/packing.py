@@ -55,8 +55,10 @@ class Packing:
     def groups(self, packed: Tensor) -> list[Tensor]:
         """[S, ...] -> each group's [B, T, ...], without a copy."""
         return [
-            part.unflatten(0, (count, length))
-            for part, count, length in zip(packed.split(self.sizes), self.counts, self.lengths, strict=True)
+            torch.unflatten(part, 0, (count, length))
+            for part, count, length in zip(
+                torch.split(packed, self.sizes), self.counts, self.lengths, strict=True
+            )
         ]
 
 
@@ -77,12 +79,12 @@ class KeptTokens:
 
 def pack(groups: Sequence[Tensor]) -> Tensor:
     """Groups of [B, T, D] as one sequence [S, D]."""
-    return torch.cat([group.flatten(0, 1) for group in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+    return (
+        torch.cat([group.flatten(0, 1) for group in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+    )
 
 
-def attend(
-    qkv: Tensor, packing: Packing, rotations: Sequence[Rotation] | None, heads: int
-) -> Tensor:
+def attend(qkv: Tensor, packing: Packing, rotations: Sequence[Rotation] | None, heads: int) -> Tensor:
     """Attention of each picture's tokens to one another.
 
     With half precision on a GPU it is one variable-length kernel over the sequence, elsewhere one
@@ -99,19 +101,22 @@ def attend(
     mixed, turned = [], []
     one_kernel = _one_kernel(qkv, packing, heads)
     for number, group in enumerate(packing.groups(qkv)):
-        queries, keys, values = group.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        queries, keys, values = torch.unflatten(group, 2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if rotations is not None:
             queries, keys = rotations[number](queries), rotations[number](keys)
         if one_kernel:
             turned.append([part.transpose(1, 2).flatten(0, 1) for part in (queries, keys, values)])
         else:
-            out = F.scaled_dot_product_attention(queries, keys, values)  # [B, h, T, d]
-            mixed.append(out.transpose(1, 2))
+            mixed.append(
+                F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
+            )  # [B, T, h, d]
     if not one_kernel:
         return pack(mixed).flatten(1)
     queries, keys, values = (torch.cat(parts) for parts in zip(*turned, strict=True))  # [S, h, d]
     longest = max(packing.lengths)
-    out = varlen_attn(queries, keys, values, packing.bounds, packing.bounds, longest, longest)
+    bounds = packing.bounds
+    assert bounds is not None
+    out = varlen_attn(queries, keys, values, bounds, bounds, longest, longest)
     assert isinstance(out, Tensor)
     return out.flatten(1)
 
@@ -167,7 +172,7 @@ def decide_packed(
             parts.append(_bounds(counts[-1], packing.lengths).astype(np.int64))
     # One transfer for all blocks.
     moved = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
-    split = iter(moved.split([len(part) for part in parts]))
+    split = iter(torch.split(moved, [len(part) for part in parts]))
     remaining = iter(counts)
     decided: list[list[KeptTokens | None]] = []
     for rate in rates:

@@ -41,4 +41,4 @@ def checkpointed(how: ActivationCheckpointing, function: Callable[..., Tensor], 
 
 
 def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(KEPT_OPERATIONS)
+    return create_selective_checkpoint_contexts(KEPT_OPERATIONS)  # type: ignore[no-untyped-call]

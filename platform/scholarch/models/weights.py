@@ -134,6 +134,11 @@ def _to_ours(backbone: Backbone, state: State) -> State:
     return state
 
 
+def has_head(checkpoint: Mapping[str, Any], name: str) -> bool:
+    """Whether a training checkpoint holds a head of this name."""
+    return any(key.startswith(f"{name}.") for key in tensors_of(checkpoint))
+
+
 def import_head(head: ProjectionHead, checkpoint: Mapping[str, Any], name: str, *, where: str = "") -> None:
     """Fills a head from a training checkpoint, weight-normed prototypes becoming plain ones and back.
 
@@ -158,22 +163,28 @@ def import_head(head: ProjectionHead, checkpoint: Mapping[str, Any], name: str, 
     state = layouts.renamed(
         state, {"mlp.weight": "mlp.0.weight", "mlp.bias": "mlp.0.bias"}
     )  # of a single layer
-    length, direction = state.pop("last_layer.weight_g", None), state.pop("last_layer.weight_v", None)
+    for layer in ("last_layer", "last_layer2"):
+        _convert_prototypes(head, state, layer, where)
+    load_strictly(head, state, where)
+
+
+def _convert_prototypes(head: ProjectionHead, state: State, layer: str, where: str) -> None:
+    """Weight-normed to plain and back, in place."""
+    length, direction = state.pop(f"{layer}.weight_g", None), state.pop(f"{layer}.weight_v", None)
     if length is not None and direction is not None:
         plain = length * direction / direction.norm(dim=1, keepdim=True)
     else:
-        plain = state.pop("last_layer.weight", None)
+        plain = state.pop(f"{layer}.weight", None)
     if plain is not None and head.options.weight_norm == "none":
-        state["last_layer.weight"] = plain
+        state[f"{layer}.weight"] = plain
     elif plain is not None:
-        state["last_layer.weight_v"] = plain if direction is None else direction
+        state[f"{layer}.weight_v"] = plain if direction is None else direction
         lengths = plain.norm(dim=1, keepdim=True) if length is None else length
         if head.options.weight_norm == "frozen" and not torch.allclose(lengths, torch.ones_like(lengths)):
             raise UserError(
                 "prototypes have lengths other than 1", where=where, fix="set weight_norm: trainable"
             )
-        state["last_layer.weight_g"] = lengths
-    load_strictly(head, state, where)
+        state[f"{layer}.weight_g"] = lengths
 
 
 def training_export(backbone: Backbone, heads: Mapping[str, ProjectionHead]) -> dict[str, State]:

@@ -163,10 +163,10 @@ class Capi(Term):
     def teacher_outputs(self) -> Sequence[Output]:
         return (Output(self.options.view, "patches"),)
 
-    def allocate(self, widths: Mapping[Output, int], seed: int) -> None:
-        (student,), (teacher,) = self.student_outputs(), self.teacher_outputs()
+    def allocate(self, student: Mapping[Output, int], teacher: Mapping[Output, int], seed: int) -> None:
+        (predicted,), (patches,) = self.student_outputs(), self.teacher_outputs()
         generator = torch_generator(seed, "term", self.name, "clustering")
-        self.clustering = Clustering(widths[teacher], widths[student], generator)
+        self.clustering = Clustering(teacher[patches], student[predicted], generator)
 
     def trained(self) -> Trained:
         options = self.options

@@ -17,7 +17,7 @@ from scholarch.collectives import upcast
 from scholarch.config.schedule import Schedule
 from scholarch.objectives import monitors
 from scholarch.objectives.centring import Centring, CentringOptions
-from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue
+from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, shared_prototypes
 
 TEACHER_TEMPERATURE = Schedule.parse(
     [
@@ -86,8 +86,8 @@ class Dino(Term):
     def teacher_outputs(self) -> Sequence[Output]:
         return tuple(Output(view, "cls", self.options.head) for view in self.options.teacher_views)
 
-    def allocate(self, widths: Mapping[Output, int], seed: int) -> None:  # noqa: ARG002
-        self.centring.allocate(widths[self.teacher_outputs()[0]])
+    def allocate(self, student: Mapping[Output, int], teacher: Mapping[Output, int], seed: int) -> None:  # noqa: ARG002
+        self.centring.allocate(shared_prototypes(student, teacher))
 
     def targets(
         self, teacher: Sequence[Mapping[Output, Tensor]], shares: Sequence[Share]

@@ -80,6 +80,9 @@ class Gram(Term):
     def teacher_outputs(self) -> Sequence[Output]:
         return (Output(self.options.teacher_view, "patches"),)
 
+    def same_patches(self) -> bool:
+        return False  # the teacher's are resized to the student's grid
+
     def group_size(self, global_batch: int) -> int:
         return 1 if self.options.per_image else min(self.options.group, global_batch)
 
@@ -101,9 +104,8 @@ class Gram(Term):
         (output,) = self.student_outputs()
         options, patches = self.options, upcast(student[output])
         size = grid_of(share, options.view, patches.shape[2])
-        teacher = resize_patches(
-            upcast(targets), grid_of(share, options.teacher_view, targets.shape[2]), size
-        )
+        seen = grid_of(share, options.teacher_view, targets.shape[2], options.teacher)
+        teacher = resize_patches(upcast(targets), seen, size)
         if options.normalise:
             # The teacher is resized first: interpolated directions are not of unit length.
             patches, teacher = F.normalize(patches, dim=-1), F.normalize(teacher, dim=-1)
@@ -162,14 +164,15 @@ class Gram(Term):
         return (student - teacher).square().mean(dim=-1)
 
 
-def grid_of(share: Share, view: str, patches: int) -> tuple[int, int]:
-    """The grid of a view; square where the share does not say.
+def grid_of(share: Share, view: str, patches: int, teacher: str = "") -> tuple[int, int]:
+    """The student's grid of a view, or a teacher's; square where the share does not say.
 
     Raises:
         ValueError: if the number of patches fits no such grid.
     """
     side = math.isqrt(patches)
-    height, width = share.grids.get(view, (side, side))
+    grids = share.teacher_grids.get(teacher, share.grids)
+    height, width = grids.get(view, (side, side))
     if height * width != patches:
         raise ValueError(f"{patches} patches of view {view!r} are not a grid of {height} x {width}")
     return height, width

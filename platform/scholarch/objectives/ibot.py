@@ -17,7 +17,7 @@ from scholarch.config.schedule import Schedule
 from scholarch.objectives import monitors
 from scholarch.objectives.centring import Centring, CentringOptions
 from scholarch.objectives.dino import TEACHER_TEMPERATURE
-from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue
+from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, shared_prototypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class Ibot(Term):
         tokens: Literal["patches", "masked"] = "patches" if self.options.centre_on == "all" else "masked"
         return (Output(self.options.view, tokens, self.options.head),)
 
-    def allocate(self, widths: Mapping[Output, int], seed: int) -> None:  # noqa: ARG002
-        self.centring.allocate(widths[self.teacher_outputs()[0]])
+    def allocate(self, student: Mapping[Output, int], teacher: Mapping[Output, int], seed: int) -> None:  # noqa: ARG002
+        self.centring.allocate(shared_prototypes(student, teacher))
 
     def targets(
         self, teacher: Sequence[Mapping[Output, Tensor]], shares: Sequence[Share]

@@ -48,6 +48,8 @@ class BlockMaskOptions:
             1 leaves it to the count (iBOT).
         min_aspect: smallest ratio of sides, in (0, 1]; the largest is its inverse.
         roll: shift the mask by a random number of rows and columns, around the border.
+        hide: whether the student does not see what is masked. Without it (distillation, reference.md
+            6.3), terms read the masked places of what it sees whole.
     """
 
     kind: Literal["block"] = "block"
@@ -59,6 +61,7 @@ class BlockMaskOptions:
     max_share: float = 0.5
     min_aspect: float = 0.3
     roll: bool = False
+    hide: bool = True
 
     def __post_init__(self) -> None:
         _check_shares(share=self.share, max_share=self.max_share)
@@ -87,6 +90,7 @@ class InverseBlockMaskOptions:
     predicted: float = 0.05
     aspect: tuple[float, float] = (0.5, 2.0)
     roll: bool = True
+    hide: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_shares(ratio=self.ratio, predicted=self.predicted)

@@ -57,6 +57,8 @@ class Share:
         masks: by view name [V, b, N] bool, True = masked; absent where the view has no masks.
         predicted: by view name [V, b, N] bool, True = predicted; absent where it equals `masks`.
         grids: by view name (h, w) with N = h * w, row-major; absent: a square grid.
+        teacher_grids: by teacher and view the same, of teachers whose patches are of another size;
+            absent: as `grids`.
         group: the ranks that share the global batch; None for one process.
         places: by mask ("VIEW", "VIEW/predicted") [M] int64, its True places in flattened [V, b, N]; where
             one is absent it is found on the device, which then waits.
@@ -70,6 +72,7 @@ class Share:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    teacher_grids: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     group: ProcessGroup | None = None
     places: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -133,16 +136,23 @@ class Term(nn.Module, ABC):
         """The outputs of `options.teacher` that `targets` reads."""
         return ()
 
-    def allocate(self, widths: Mapping[Output, int], seed: int) -> None:
+    def allocate(self, student: Mapping[Output, int], teacher: Mapping[Output, int], seed: int) -> None:
         """Makes the buffers and parameters that depend on the widths of the outputs (a centre).
 
         Called once, before the state is loaded and before the first step; what it makes is fully
         initialised, from draws keyed by `seed` and the term's name.
 
         Args:
-            widths: last dimension (K, or D without a head) of each output of `student_outputs` and
-                `teacher_outputs`.
+            student: last dimension (K, or D without a head) of each output of `student_outputs`.
+            teacher: the same of `teacher_outputs`; a teacher of its own model has widths of its own.
+
+        Raises:
+            ValueError: if the term cannot compare outputs of these widths.
         """
+
+    def same_patches(self) -> bool:
+        """Whether a patch of the teacher is compared with the student's at the same place."""
+        return any(output.tokens != "cls" for output in self.teacher_outputs())
 
     def trained(self) -> Trained | None:
         """The term's own parameters (CAPI's clustering), after `allocate`; None: it has none."""
@@ -167,3 +177,18 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: Mapping[Output, Tensor], targets: Any, share: Share) -> TermValue:
         """This share's part of the term, unweighted."""
+
+
+def shared_prototypes(student: Mapping[Output, int], teacher: Mapping[Output, int]) -> int:
+    """The number of prototypes that student and teacher both have.
+
+    Raises:
+        ValueError: if they differ: probabilities over other prototypes cannot be compared.
+    """
+    ours, theirs = sorted({*student.values()}), sorted({*teacher.values()})
+    if ours != theirs or len(ours) != 1:
+        raise ValueError(
+            f"the student has {' and '.join(map(str, ours))} prototypes, its teacher "
+            f"{' and '.join(map(str, theirs))}; the term needs equally many"
+        )
+    return ours[0]

@@ -92,8 +92,19 @@ def load_backbone(folder: Path) -> tuple[Backbone, Preprocessing]:
     Raises:
         UserError: if it is of a newer format, or files do not fit each other.
     """
-    from pydantic import TypeAdapter
     from safetensors.torch import load_file
+
+    options, preprocessing = describe(folder)
+    return assemble(options, load_file(folder / WEIGHTS_NAME)), preprocessing
+
+
+def describe(folder: Path) -> tuple[BackboneOptions, Preprocessing]:
+    """Options and preprocessing of a folder that `save_backbone` wrote.
+
+    Raises:
+        UserError: if it is of a newer format.
+    """
+    from pydantic import TypeAdapter
 
     described = json.loads((folder / OPTIONS_NAME).read_text())
     if described["format"] != FORMAT:
@@ -104,6 +115,6 @@ def load_backbone(folder: Path) -> tuple[Backbone, Preprocessing]:
         )
     kind = BACKBONES[described["model"]["kind"]][0]
     # JSON has no tuples: validation as JSON makes them of lists.
-    options = TypeAdapter(kind).validate_json(json.dumps(described["model"]))
+    options: BackboneOptions = TypeAdapter(kind).validate_json(json.dumps(described["model"]))
     preprocessing = TypeAdapter(Preprocessing).validate_json(json.dumps(described["preprocessing"]))
-    return assemble(options, load_file(folder / WEIGHTS_NAME)), preprocessing
+    return options, preprocessing

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -124,8 +124,15 @@ def register_backbone(
     raise AssertionError("unreachable")
 
 
-def download(address: str) -> Path:
-    """Fetch a registered version's backbone; returns the folder, for `backbone.load_backbone`.
+class Downloaded(NamedTuple):
+    """A registered version's backbone: its folder, for `backbone.load_backbone`, and `models:/NAME/VERSION`."""
+
+    folder: Path
+    address: str
+
+
+def download(address: str) -> Downloaded:
+    """Fetch a registered version's backbone.
 
     Args:
         address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, of the registry that
@@ -158,7 +165,7 @@ def download(address: str) -> Path:
         raise RunFailed(f"MLflow at {redact_text(uri)} cannot be reached: {reason(error)}") from error
 
 
-def _fetch(uri: str, name: str, alias: str | None, number: str | None) -> Path:
+def _fetch(uri: str, name: str, alias: str | None, number: str | None) -> Downloaded:
     client = connect(uri)
     import mlflow.artifacts
 
@@ -166,7 +173,7 @@ def _fetch(uri: str, name: str, alias: str | None, number: str | None) -> Path:
         number = client.get_model_version_by_alias(name, alias).version
     source = client.get_model_version_download_uri(name, str(number))
     folder = mlflow.artifacts.download_artifacts(f"{source}/data/{_DATA}", tracking_uri=uri)
-    return Path(folder)
+    return Downloaded(Path(folder), f"models:/{name}/{number}")
 
 
 class _Registration:

@@ -138,12 +138,34 @@ def write_inspection(folder: Path, found: Inspection, content: Content) -> Repor
         Tile("outlier tokens", f"{count}", f"{count / found.outliers.size:.2%} of all"),
         Tile("median norm", f"{np.median(first.norms):.4g}", f"largest {first.norms.max():.4g}"),
     ]
-    return write_page(folder, content, _sections(found, content), top)
+    return write_page(folder, content, sections(found, content.mean, content.std), top)
 
 
-def _sections(found: Inspection, content: Content) -> list[Section]:
-    mean, std, first, attention = content.mean, content.std, found.scenes[0], found.attention
-    sections = [
+def default_sizes(patch: int, size: int) -> list[int]:
+    """Pixels of the shorter side: the size in whole patches, twice and three times it."""
+    base = max(round(size / patch), 1) * patch
+    return [base, 2 * base, 3 * base]
+
+
+def facts(found: Inspection) -> list[tuple[str, str]]:
+    """What the figures do not say, for the page's table."""
+    rows = [
+        ("Sizes", ", ".join(f"{s.image.shape[2]} x {s.image.shape[1]}" for s in found.scenes)),
+        ("Compared with", f"patch in row {found.point[0]}, column {found.point[1]}"),
+        (
+            "Outlier tokens",
+            f"{int(found.outliers.sum())} of {found.outliers.size}, above norm {found.threshold:.4g}",
+        ),
+    ]
+    if found.attention is None:
+        rows.append(("Attention", "left out: in this backbone no CLS token attends to patches"))
+    return rows
+
+
+def sections(found: Inspection, mean: Sequence[float], std: Sequence[float]) -> list[Section]:
+    """The figures, for a page of their own or the report of a run."""
+    first, attention = found.scenes[0], found.attention
+    shown = [
         Section(
             "similarity",
             "Similarity to a point",
@@ -151,8 +173,8 @@ def _sections(found: Inspection, content: Content) -> list[Section]:
             lambda theme: draw_similarity(found, mean, std, theme),
         ),
         Section(
-            "features",
-            "Patch features",
+            "sizes",
+            "Patch features at several sizes",
             "The three main directions of the patch features as red, green and blue, at each size by itself: "
             "colours of one size say nothing of those of another.",
             lambda theme: draw_sizes(found.scenes, mean, std, theme),
@@ -168,7 +190,7 @@ def _sections(found: Inspection, content: Content) -> list[Section]:
     ]
     if attention is not None:
         heads = attention[None]
-        sections.insert(
+        shown.insert(
             0,
             Section(
                 "attention",
@@ -178,7 +200,7 @@ def _sections(found: Inspection, content: Content) -> list[Section]:
                 lambda theme: draw_heads(first.image, heads[0], mean, std, theme),
             ),
         )
-    return sections
+    return shown
 
 
 def draw_heads(

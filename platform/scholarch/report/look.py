@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scholarch.models.features import Backbone, Views
-from scholarch.models.vit import VisionTransformer
-from scholarch.report.pictures import attention_maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +17,20 @@ class FixedPictures:
     Attributes:
         images: [B, C, H, W], normalised.
         patches: patch features [B, N, D].
-        attention: [B, heads, h, w], CLS to patches in the last block; None where a model has none.
         grid: (h, w), patches down and across.
     """
 
     images: Tensor
     patches: Tensor
-    attention: np.ndarray | None
     grid: tuple[int, int]
 
 
 def look_at(backbone: Backbone, images: Tensor) -> FixedPictures:
-    """Features and attention of pictures [B, C, H, W], which are normalised and on the backbone's device.
+    """Features of pictures [B, C, H, W], which are normalised and on the backbone's device.
 
     The backbone is in evaluation mode.
     """
     grid = (images.shape[2] // backbone.patch, images.shape[3] // backbone.patch)
     with torch.inference_mode():
         (features,) = backbone([Views(images)])
-        attention = None
-        if isinstance(backbone, VisionTransformer):
-            attention = attention_maps(backbone.last_attention(images).cls, backbone.registers, grid)
-    return FixedPictures(images=images, patches=features.patches, attention=attention, grid=grid)
+    return FixedPictures(images=images, patches=features.patches, grid=grid)

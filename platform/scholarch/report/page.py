@@ -36,6 +36,7 @@ class Content:
         schedules: for each schedule its value at steps 0, 1, 2, ... of the whole run.
         crops: views as they enter the network.
         fixed: fixed pictures and their features.
+        inspected: figures of one picture, from `inspection.sections`.
         mean, std: by which `crops` and `fixed` are normalised.
         warnings: what is wrong with the features, in plain words.
         next_commands: (what it does, what to type).
@@ -51,6 +52,7 @@ class Content:
     schedules: Mapping[str, Sequence[float]] = field(default_factory=dict)
     crops: Sequence[pictures.Crops] = ()
     fixed: FixedPictures | None = None
+    inspected: Sequence[Section] = ()
     mean: Sequence[float] = (0.0, 0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0, 1.0)
     warnings: Sequence[str] = ()
@@ -151,7 +153,18 @@ def sections(content: Content) -> list[Section]:
         ),
     ]
     if fixed is not None:
-        found += _feature_sections(content, fixed)
+        found.append(
+            Section(
+                "features",
+                "Patch features",
+                "The three main directions of the teacher's patch features as red, green and blue. Parts of pictures "
+                "that mean the same to the model have the same colour, across pictures too.",
+                lambda theme: pictures.draw_pca(
+                    fixed.images, fixed.patches, fixed.grid, content.mean, content.std, theme
+                ),
+            )
+        )
+    found += content.inspected
     if content.crops:
         found.append(
             Section(
@@ -176,30 +189,6 @@ def sections(content: Content) -> list[Section]:
             lambda theme: curves.machine(records, tuple(content.schedules), theme),
         ),
     ]
-
-
-def _feature_sections(content: Content, fixed: FixedPictures) -> list[Section]:
-    mean, std, attention = content.mean, content.std, fixed.attention
-    found = [
-        Section(
-            "features",
-            "Patch features",
-            "The three main directions of the teacher's patch features as red, green and blue. Parts of pictures "
-            "that mean the same to the model have the same colour, across pictures too.",
-            lambda theme: pictures.draw_pca(fixed.images, fixed.patches, fixed.grid, mean, std, theme),
-        )
-    ]
-    if attention is not None:
-        found.append(
-            Section(
-                "attention",
-                "Attention",
-                "Where the CLS token looks in the last block, for each head; bright is much. Each map is scaled to "
-                "its own range.",
-                lambda theme: pictures.draw_attention(fixed.images, attention, mean, std, theme),
-            )
-        )
-    return found
 
 
 def tiles(content: Content) -> list[Tile]:

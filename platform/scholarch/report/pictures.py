@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -163,33 +162,6 @@ def draw_pca(
     for number, (picture, features) in enumerate(zip(seen, colours, strict=True)):
         canvas.place(picture, number * (cell + GAP), 0, cell)
         canvas.place(features, number * (cell + GAP), cell + GAP, cell)
-    return canvas.figure()
-
-
-def draw_attention(
-    images: Tensor, maps: np.ndarray, mean: Sequence[float], std: Sequence[float], theme: Theme = LIGHT
-) -> Figure:
-    """Pictures [B, C, H, W], and beside each how CLS attends to it in each head [B, heads, h, w].
-
-    Each map is scaled to its own range.
-    """
-    seen, heat = to_rgb_images(images, mean, std), colormaps["magma"]
-    columns = 1 + maps.shape[1]
-    abreast = max(1, min(len(seen), 8 // columns))  # pictures of a model with few heads share a row
-    rows = math.ceil(len(seen) / abreast)
-    cell = (PIXELS - GAP * abreast * (columns - 1) - _BLOCK_GAP * (abreast - 1)) // (abreast * columns)
-    cell = min(cell, _LARGEST_CELL // 2)
-    canvas = Canvas(theme, rows * (cell + GAP))
-    for number, (picture, heads) in enumerate(zip(seen, maps, strict=True)):
-        block, row = divmod(number, rows)
-        left, top = block * (columns * (cell + GAP) - GAP + _BLOCK_GAP), row * (cell + GAP)
-        canvas.place(picture, left, top, cell)
-        for column, head in enumerate(heads, 1):
-            scaled = (head - head.min()) / max(float(np.ptp(head)), 1e-12)
-            canvas.place(heat(scaled)[..., :3], left + column * (cell + GAP), top, cell)
-        if row == 0:
-            for column in range(columns):
-                canvas.title(f"head {column}" if column else "picture", left + column * (cell + GAP))
     return canvas.figure()
 
 

@@ -10,8 +10,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            _raise_plainly(error, path)
+            plainly(error, str(path))
         raise
 
 
@@ -74,7 +76,7 @@ def append_line(path: Path, line: str) -> None:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     except OSError as error:
-        _raise_plainly(error, path)
+        plainly(error, str(path))
 
 
 def sha256(path: Path) -> str:
@@ -84,15 +86,19 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold an existing folder for this process; the kernel lets go of it when the process dies.
+
+    Args:
+        folder: what to hold.
+        patience: seconds to wait for another process to let go.
 
     Raises:
         UserError: if another process holds it; the folder is left as it is.
         FileNotFoundError: if the folder does not exist.
     """
     path = folder / LOCK_NAME
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, time.monotonic() + patience)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -102,12 +108,12 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, until: float) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            _raise_plainly(error, path)
+            plainly(error, str(path))
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,6 +124,9 @@ def _acquire(path: Path) -> int:
         except BlockingIOError:
             owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
             os.close(descriptor)
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
             raise UserError(
                 f"is in use by {owner}",
                 where=str(path.parent),
@@ -183,6 +192,24 @@ def readable_size(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+_UNITS = {unit: 1000**power for power, unit in enumerate(("b", "kb", "mb", "gb", "tb"))} | {
+    unit: 1024**power for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))
+}
+
+
+def parse_size(text: str, where: str) -> int:
+    """A number of bytes from what people write: `20 GB`, `64MiB`, `1000000`.
+
+    Raises:
+        UserError: if it is no size, or not positive.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    size = int(float(found[1]) * _UNITS.get(found[2] or "b", 0)) if found else 0
+    if size <= 0:
+        raise UserError(f"{text!r} is not a size", where=where, fix="write it as 20 GB or 64 MiB")
+    return size
+
+
 def _sync_folder(folder: Path) -> None:
     # A rename lasts through a power cut only when the folder itself has been synced.
     descriptor = os.open(folder, os.O_RDONLY)
@@ -192,12 +219,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _raise_plainly(error: OSError, path: Path) -> None:
+def plainly(error: OSError, where: str) -> None:
+    """Raises a UserError in place of `error` where it is of a kind that a person can mend."""
     if error.errno in _FULL:
-        raise UserError("the disk is full", where=str(path), fix="free some space and resume") from error
+        raise UserError("the disk is full", where=where, fix="free some space and resume") from error
     if error.errno in _READ_ONLY:
         raise UserError(
             f"cannot be written ({error.strerror})",
-            where=str(path),
+            where=where,
             fix="change the permissions, or name another folder",
         ) from error

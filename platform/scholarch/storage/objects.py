@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from scholarch.errors import EXIT_INTERRUPTED, RunFailed
 from scholarch.storage.local import atomic, write_bytes
 
 SCHEME = "s3://"
 
 
-class Unreachable(Exception):  # noqa: N818 - a state of the store, not a mistake of ours
-    """The store did not answer, or not whole, in all tries; the message names address and cause."""
+class Unreachable(RunFailed):
+    """The store did not answer, or not whole, in all tries; the message names address and cause.
+
+    A command that it ends can be given again, or a run resumed, when the store is back.
+    """
+
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, order=True)
@@ -74,8 +80,16 @@ class Objects(Protocol):
         """All objects whose name begins with `under`, in the order of their names."""
         ...
 
+    def children(self, under: str = "") -> list[str]:
+        """First parts of the names below `under` (a name without a slash at its end), sorted."""
+        ...
+
     def remove(self, name: str) -> None:
         """Removes an object; one that does not exist is none."""
+        ...
+
+    def remove_all(self, under: str) -> None:
+        """Removes all objects below `under`; a kill on the way may leave some of them."""
         ...
 
     def check(self) -> None:
@@ -152,8 +166,17 @@ class FolderObjects:
                 found.append(Entry(name, path.stat().st_size))
         yield from sorted(found)
 
+    def children(self, under: str = "") -> list[str]:
+        folder = self._path(under) if under else self.folder
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+
+    def remove_all(self, under: str) -> None:
+        path = self._path(under)
+        if path.is_dir():
+            shutil.rmtree(path)
 
     def check(self) -> None:
         """Nothing to reach."""

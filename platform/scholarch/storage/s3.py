@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -113,6 +115,48 @@ class S3Objects:
             name, lambda: self.client.put_object(self.bucket, self._key(name), io.BytesIO(data), len(data))
         )
 
+    def write_if(self, name: str, data: bytes, tag: str | None) -> str | None:
+        """Writes an object only if it is the one with this `tag`, or, for None, if there is none.
+
+        Returns:
+            the new object's tag; None if another one is there, or none is.
+
+        Raises:
+            Unreachable, UserError: as `write`; also where the store has no conditional writes.
+        """
+        condition = {"If-None-Match": "*"} if tag is None else {"If-Match": f'"{tag}"'}
+
+        import urllib3
+
+        def put() -> Any:
+            # Minio's own `put_object` takes no conditions; a signed URL takes any header beside it.
+            url = self.client.presigned_put_object(self.bucket, self._key(name), timedelta(minutes=15))
+            answer = urllib3.request("PUT", url, body=data, headers=condition, retries=False, timeout=20.0)
+            if answer.status in (429, 500, 502, 503, 504):
+                raise ConnectionError(f"answer {answer.status}")
+            return answer
+
+        answer = self._tried(name, put)
+        if answer.status == 200:
+            return str(answer.headers["etag"]).strip('"')
+        if answer.status in (404, 409, 412):
+            return None
+        code = re.search(r"<Code>(\w+)</Code>", answer.data.decode(errors="replace"))
+        raise_plainly(code[1] if code else f"answer {answer.status}", self._named(name))
+        raise UserError(
+            f"the store does not take conditional writes (answer {answer.status}{f', {code[1]}' if code else ''})",
+            where=self._named(name),
+            fix="use a store that does, such as MinIO or Amazon S3",
+        )
+
+    def tag(self, name: str) -> str | None:
+        """What changes whenever an object is written again; None if there is none."""
+        try:
+            found = self._tried(name, lambda: self.client.stat_object(self.bucket, self._key(name)))
+        except FileNotFoundError:
+            return None
+        return str(found.etag).strip('"')
+
     def upload(self, name: str, path: Path) -> None:
         self._tried(
             name,
@@ -143,8 +187,17 @@ class S3Objects:
         for found in listed:
             yield Entry(found.object_name.removeprefix(start), int(found.size or 0))
 
+    def children(self, under: str = "") -> list[str]:
+        start = self._key(under) + "/" if under or self.prefix else ""
+        listed = self._tried(under, lambda: list(self.client.list_objects(self.bucket, prefix=start)))
+        return sorted(found.object_name.removeprefix(start).rstrip("/") for found in listed)
+
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self.client.remove_object(self.bucket, self._key(name)))
+
+    def remove_all(self, under: str) -> None:
+        for entry in self.entries(f"{under}/"):
+            self.remove(entry.name)
 
     def check(self) -> None:
         start = f"{self.prefix}/" if self.prefix else ""
@@ -156,7 +209,7 @@ class S3Objects:
             ) from error
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+        return "/".join(part for part in (self.prefix, name) if part)
 
     def _named(self, name: str) -> str:
         return f"{self.address}/{name}" if name else self.address
@@ -175,7 +228,7 @@ class S3Objects:
         try:
             return tries(request)
         except S3Error as error:
-            _raise_plainly(error, self._named(name))
+            raise_plainly(error.code or "", self._named(name))
             raise
         except Exception as error:
             if not _may_pass(error):
@@ -222,26 +275,26 @@ def _may_pass(error: BaseException) -> bool:
     )
 
 
-def _raise_plainly(error: Any, where: str) -> None:
-    code = error.code
+def raise_plainly(code: str, where: str) -> None:
+    """Raises what a store's error code means for a person, if it means anything."""
     if code in ("NoSuchKey", "NoSuchObject"):
-        raise FileNotFoundError(where) from error
+        raise FileNotFoundError(where)
     if code in ("InvalidRange",):
-        raise EOFError(f"{where} is shorter than what was asked for") from error
+        raise EOFError(f"{where} is shorter than what was asked for")
     if code in _NO_BUCKET:
-        raise UserError("there is no such bucket", where=where, fix="make it, or name another one") from error
+        raise UserError("there is no such bucket", where=where, fix="make it, or name another one")
     if code in _EXPIRED:
         raise UserError(
             "the credentials have expired",
             where=where,
             fix="renew AWS_SESSION_TOKEN and its keys, then resume",
-        ) from error
+        )
     if code in _KEYS:
         raise UserError(
             f"the store refuses these credentials ({code})",
             where=where,
             fix="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and their rights to this bucket",
-        ) from error
+        )
 
 
 def _first_line(error: BaseException) -> str:

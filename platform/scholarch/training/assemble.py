@@ -18,9 +18,10 @@ from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
+from scholarch.errors import UserError
+from scholarch.models.heads import ProjectionHead
 from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
-from scholarch.training.checkpoint import Checkpoints
 from scholarch.training.distributed import World
 from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
@@ -28,6 +29,7 @@ from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
+from scholarch.training.saving import Checkpoints
 from scholarch.training.teachers import Teachers
 from scholarch.training.trainer import Trainer
 
@@ -37,20 +39,27 @@ def build_terms(recipe: Recipe) -> dict[str, Term]:
     return {name: TERMS[options.kind](options, name) for name, options in recipe.terms.items()}
 
 
-def teacher_model(recipe: Recipe, teacher: str) -> Any:  # noqa: ARG001
-    """Options of a teacher's backbone: the student's."""
-    return recipe.model
+def teacher_model(recipe: Recipe, teacher: str) -> Any:
+    """Options of a teacher's backbone: its own, or the student's."""
+    own = recipe.teachers[teacher].model
+    return recipe.model if own is None else own
 
 
 def teacher_heads(recipe: Recipe, teacher: str, terms: Mapping[str, Term]) -> dict[str, Any]:
-    """Options of the heads that terms read of a teacher."""
+    """Options of the heads that terms read of a teacher: its own, or the student's."""
+    own = recipe.teachers[teacher].heads
     read = {
         output.head
         for term in terms.values()
         if term.options.teacher == teacher
         for output in term.teacher_outputs()
     }
-    return {name: options for name, options in recipe.heads.items() if name in read}
+    heads = recipe.heads if own is None else own
+    return {
+        name: replace(options, patches="shared") if options.patches == "student" else options
+        for name, options in heads.items()
+        if name in read
+    }
 
 
 def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, dict[str, Network]]:
@@ -64,11 +73,16 @@ def build_networks(recipe: Recipe, terms: Mapping[str, Term]) -> tuple[Network, 
 
 
 def execution(recipe: Recipe, world: World) -> Execution:
-    """How the recipe's networks are carried out on this world."""
+    """How the recipe's networks are carried out on this world.
+
+    One process has nothing to share out, and FSDP2 would cost it a quarter of a small step
+    (benchmarks/results/step.md); but it is what computes in bf16.
+    """
+    sharded = world.size > 1 or recipe.training.precision == "bf16"
     return Execution(
         device=world.device,
         precision=recipe.training.precision,
-        mesh=world.mesh,
+        mesh=world.mesh if sharded else None,
         compile=recipe.training.compile,
         activation_checkpointing=recipe.training.activation_checkpointing,
     )
@@ -82,30 +96,48 @@ def build_learner(recipe: Recipe, how: Execution, group: ProcessGroup | None) ->
     for teacher in teachers.values():
         materialise(teacher, how, recipe.seed, trained=False)
     for term in terms.values():
-        allocate_term(term, recipe, student, how)
+        allocate_term(term, recipe, student, teachers, how)
     return Learner(
         student,
         teachers,
         {name: options.sees for name, options in recipe.teachers.items()},
         terms,
         frozen=[name for name, options in recipe.teachers.items() if options.weights == "frozen"],
+        shown=[view for view, mask in recipe.masks.items() if not mask.hide],
         seed=recipe.seed,
         group=group,
     )
 
 
-def allocate_term(term: Term, recipe: Recipe, student: Network, how: Execution) -> None:
-    """Gives a term its buffers and parameters, where and how the networks are."""
-    outputs = [*term.student_outputs(), *term.teacher_outputs()]
-    term.allocate({output: _width(recipe, student, output) for output in outputs}, recipe.seed)
+def allocate_term(
+    term: Term, recipe: Recipe, student: Network, teachers: Mapping[str, Network], how: Execution
+) -> None:
+    """Gives a term its buffers and parameters, where and how the networks are.
+
+    Raises:
+        UserError: if it cannot compare outputs of these widths.
+    """
+    read = term.teacher_outputs() if term.options.teacher is not None else ()
+    ours = {output: _width(student, output) for output in term.student_outputs()}
+    theirs = {output: _width(teachers[term.options.teacher], output) for output in read}
+    try:
+        term.allocate(ours, theirs, recipe.seed)
+    except ValueError as error:
+        raise UserError(
+            str(error), where=f"terms.{term.name}", fix="change heads.NAME, or choose another teacher"
+        ) from None
     trained = term.trained()
     for module in trained.modules if trained else ():
         place(module, how)
     term.to(how.device)
 
 
-def _width(recipe: Recipe, student: Network, output: Output) -> int:
-    return student.backbone.width if output.head is None else int(recipe.heads[output.head].prototypes)
+def _width(network: Network, output: Output) -> int:
+    if output.head is None:
+        return network.backbone.width
+    head = network.heads[output.head]
+    assert isinstance(head, ProjectionHead)
+    return head.options.prototypes
 
 
 def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
@@ -176,7 +208,7 @@ def build_trainer(
     source: Source,
     layout: Layout,
     world: World,
-    checkpoints: Path,
+    checkpoints: str | Path,
     observers: Sequence[Observer] = (),
 ) -> Trainer:
     """A trainer at the start of its run, with everything it needs; all ranks take part.
@@ -185,7 +217,7 @@ def build_trainer(
         recipe: resolved, without `auto`.
         source: what is trained on.
         layout: from `layout.plan_layout`.
-        checkpoints: folder for them.
+        checkpoints: address for them.
         observers: told on rank 0.
     """
     learner = build_learner(recipe, execution(recipe, world), world.group)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scholarch.config.schema import DataSection, Recipe, settled
+from scholarch.config.schema import DataSection, Recipe, TeacherSection, settled
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport, scan
 from scholarch.data.views import IMAGENET_MEAN, IMAGENET_STD
@@ -69,6 +69,7 @@ def resolve(recipe: Recipe, look: ScanReport, *, world_size: int, local_size: in
         update={
             "data": data,
             "model": _with_channels(recipe.model, settled(data.channels)),
+            "teachers": _teachers(recipe, settled(data.channels)),
             "training": training.model_copy(update=changes),
             "evaluation": evaluation.model_copy(update=measured),
             "registered_name": recipe.name.replace("/", "-")
@@ -111,6 +112,21 @@ def _statistic(
     if isinstance(asked, tuple):
         return asked
     return imagenet if asked == "imagenet" else found
+
+
+def _teachers(recipe: Recipe, channels: int) -> dict[str, TeacherSection]:
+    teachers = dict(recipe.teachers)
+    for name, teacher in recipe.teachers.items():
+        if teacher.model is None:
+            continue
+        if teacher.found and teacher.model.channels != channels:
+            raise UserError(
+                f"the teacher takes pictures of {teacher.model.channels} channels, and the data has {channels}",
+                where=f"teachers.{name}",
+                fix=f"set data.channels={teacher.model.channels}, or choose another teacher",
+            )
+        teachers[name] = teacher.model_copy(update={"model": _with_channels(teacher.model, channels)})
+    return teachers
 
 
 def _with_channels(model: Any, channels: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -15,9 +15,12 @@ from torch.distributed import HashStore, ProcessGroup  # type: ignore[attr-defin
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from scholarch.errors import UserError
+from scholarch.training.heartbeat import Heartbeat
 
 T = TypeVar("T")
-COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+COLLECTIVE_TIMEOUT = "SCHOLARCH_COLLECTIVE_TIMEOUT"
+"""Environment variable: seconds after which an exchange that a lost process left unanswered is an error."""
+COLLECTIVE_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class World:
         device: where this process computes.
         mesh: one dimension over all processes, for FSDP2.
         group: the group that terms reduce over; None for one process.
+        heartbeat: by which the agent sees that this process goes on.
     """
 
     rank: int
@@ -39,6 +43,7 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     group: ProcessGroup | None
+    heartbeat: Heartbeat = field(default_factory=Heartbeat, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -92,26 +97,36 @@ class World:
 @contextmanager
 def world() -> Iterator[World]:
     """The world that the launcher's environment describes; one process without a launcher."""
+    heartbeat = Heartbeat.from_environment()
+    with heartbeat.living():
+        device, mesh = _connect()
+        size = dist.get_world_size()
+        try:
+            yield World(
+                rank=dist.get_rank(),
+                size=size,
+                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+                local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+                device=device,
+                mesh=mesh,
+                group=dist.group.WORLD if size > 1 else None,
+                heartbeat=heartbeat,
+            )
+        finally:
+            dist.destroy_process_group()
+
+
+def _connect() -> tuple[torch.device, DeviceMesh]:
+    """Joins the process group; gives this process's device and the mesh over all."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    timeout = timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT, COLLECTIVE_TIMEOUT_SECONDS)))
     if size > 1:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    try:
-        yield World(
-            rank=dist.get_rank(),
-            size=size,
-            local_rank=local_rank,
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-            device=device,
-            mesh=init_device_mesh(device.type, (size,)),
-            group=dist.group.WORLD if size > 1 else None,
-        )
-    finally:
-        dist.destroy_process_group()
+    return device, init_device_mesh(device.type, (size,))

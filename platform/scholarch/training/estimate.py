@@ -30,12 +30,14 @@ def numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def term_parameters(recipe: Recipe, terms: Mapping[str, Term], student: Network) -> int:
+def term_parameters(
+    recipe: Recipe, terms: Mapping[str, Term], student: Network, teachers: Mapping[str, Network]
+) -> int:
     """How many parameters terms train of their own (CAPI's clustering); allocates them."""
     how = Execution(device=torch.device("cpu"))
     count = 0
     for term in terms.values():
-        allocate_term(term, recipe, student, how)
+        allocate_term(term, recipe, student, teachers, how)
         trained = term.trained()
         count += sum(numel(module) for module in (trained.modules if trained else ()))
     return count
@@ -44,7 +46,7 @@ def term_parameters(recipe: Recipe, terms: Mapping[str, Term], student: Network)
 def memory(
     recipe: Recipe,
     student: Network,
-    teachers: Sequence[Network],
+    teachers: Mapping[str, Network],
     terms: Mapping[str, Term],
     layout: Layout,
     world_size: int,
@@ -58,7 +60,7 @@ def memory(
     item, computed = BYTES[training.precision], COMPUTED[training.precision]
     own = sum(numel(m) for term in terms.values() if (t := term.trained()) for m in t.modules)
     trained = numel(student) + own
-    held = sum(numel(teacher) for teacher in teachers)
+    held = sum(numel(teacher) for teacher in teachers.values())
     share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
     patch, width = recipe.model.patch, student.backbone.width
     sets = [views for _, views in view_sets(recipe)]
@@ -67,11 +69,14 @@ def memory(
     # Saved for the backward pass of one block and token: norms, qkv, attention, MLP's two widths.
     # Checkpointed: two residuals of each block, and the inside of the one that is computed again; or
     # its input and its products (qkv, attention, projection, MLP's two), and the rest of that one.
-    per_token = width * {
-        "none": 18 * depth,
-        "selective": 11 * depth + 7,
-        "full": 2 * depth + 18,
-    }[training.activation_checkpointing]
+    per_token = (
+        width
+        * {
+            "none": 18 * depth,
+            "selective": 11 * depth + 7,
+            "full": 2 * depth + 18,
+        }[training.activation_checkpointing]
+    )
     logits = max(
         sum(
             _rows(recipe, output, views, share) * int(recipe.heads[output.head].prototypes)
@@ -83,16 +88,34 @@ def memory(
         for views in sets
     )
     # Of the unit in use and the next one, whole on every process.
-    gathered = 2 * max(_sizes(network)[0] for network in (student, *teachers)) * computed
+    gathered = 2 * max(_sizes(network)[0] for network in (student, *teachers.values())) * computed
     return {
         "weights": (trained + held) * item // world_size,
         "gradients": trained * item // world_size,
         "optimizer": 2 * trained * item // world_size,
         "gathered weights": gathered if world_size > 1 or computed != item else 0,
         "activations": tokens * per_token * computed,
+        "teachers' activations": max(
+            (_passing(recipe, name, teacher, sets, share) for name, teacher in teachers.items()), default=0
+        )
+        * computed,
         # Of student and teacher, their softmax and their gradient.
         "logits": 4 * logits * max(item, 4),
     }
+
+
+def _passing(
+    recipe: Recipe,
+    name: str,
+    teacher: Network,
+    sets: Sequence[Mapping[str, ViewOptions]],
+    share: int,
+) -> int:
+    """Values that a teacher's forward pass has at once: one block's, nothing is kept for a backward pass."""
+    patch, sees = teacher.backbone.patch, recipe.teachers[name].sees
+    tokens = max(sum(s[v].crops * share * (1 + (s[v].size // patch) ** 2) for v in sees) for s in sets)
+    # Residual, norm, qkv, and the MLP's inner width, of a ViT.
+    return tokens * teacher.backbone.width * 9
 
 
 def _own_logits(recipe: Recipe, term: Term, views: Mapping[str, ViewOptions], share: int) -> int:

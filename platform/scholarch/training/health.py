@@ -23,7 +23,7 @@ class Health:
 
     Metrics, for each term with targets: `health/teacher_entropy/TERM` (share of ln K: 0 is one
     prototype, 1 is uniform), `health/prototypes_used/TERM` (share of those that the step's rows
-    could reach), `health/kl/TERM`. For the views that the first teacher saw:
+    could reach), `health/kl/TERM`. For the views that the first moving teacher saw, or the student:
     `health/cls_patch_cosine`, `health/feature_std` (0: all pictures are the same, 1: none are
     alike), `health/effective_rank` (of CLS), `health/patch_norm_mean`, `health/patch_norm_max`.
     """

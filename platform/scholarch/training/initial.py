@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,16 +16,21 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from scholarch.config.schema import InitSection, Recipe
+from scholarch.config.schema import DRAWN, InitSection, Recipe
 from scholarch.errors import UserError
 from scholarch.models.features import Backbone
+from scholarch.models.heads import ProjectionHead
 from scholarch.models.positions import resample
+from scholarch.models.released import RELEASED
 from scholarch.models.vit import VisionTransformer
-from scholarch.models.weights import import_backbone
+from scholarch.models.weights import has_head, import_backbone, import_head
+from scholarch.storage.dcp import reader
+from scholarch.storage.mirror import copies
+from scholarch.storage.objects import is_s3, joined, open_objects
 from scholarch.training.checkpoint import (
     MANIFEST,
     Checkpoint,
-    Checkpoints,
+    load_optimizer,
     mismatches,
     newest_whole,
     saved_shapes,
@@ -35,6 +41,8 @@ from scholarch.training.optimizer import Optimizer
 
 STAGES = "stages"
 """Folder of a run of several stages; each in it is a run of its own, in the order of their names."""
+WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+"""How the names of files of weights end."""
 _WHOLE = StateDictOptions(full_state_dict=True)
 _POSITIONS = "pos_embed"
 
@@ -43,28 +51,51 @@ def find(name: str, where: str) -> Checkpoint | Path:
     """The checkpoint or file of weights that `name` stands for.
 
     Args:
-        name: a run (its newest whole checkpoint; of several stages, the last one's), a folder
-            `step-*` of one, or a file of released weights.
+        name: a run (its newest whole checkpoint; of several stages, the last one's), a checkpoint
+            `step-*` of one, or a file of released weights; on this machine or under `s3://`.
         where: key of the recipe, for the message.
 
     Raises:
         UserError: if there is no such thing, or nothing whole in it.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if (path / MANIFEST).is_file():
-        checkpoint = Checkpoint(path, int(json.loads((path / MANIFEST).read_text())["step"]))
+    if is_s3(name) and name.endswith(WEIGHTS):
+        return fetched(name, where)
+    if Path(name).is_file():
+        return Path(name)
+    objects = open_objects(name)
+    if objects.entry(MANIFEST):
+        checkpoint = Checkpoint(objects.address, int(json.loads(objects.read(MANIFEST))["step"]))
         if damage := checkpoint.damage():
-            raise UserError(f"the checkpoint {path} is damaged: {damage}", where=where, fix="use another one")
+            raise UserError(f"the checkpoint {name} is damaged: {damage}", where=where, fix="use another one")
         return checkpoint
-    for folder in (*sorted((path / STAGES).glob("*"), reverse=True), path):
-        if found := newest_whole(folder / "checkpoints"):
+    stages = [f"{STAGES}/{stage}" for stage in sorted(objects.children(STAGES), reverse=True)]
+    for run in (*stages, ""):
+        if found := newest_whole(joined(objects.address, *filter(None, [run]), "checkpoints")):
             return found
-    what = "has no whole checkpoint" if path.is_dir() else "does not exist"
-    raise UserError(
-        f"{name} {what}", where=where, fix="name a run's folder, or a .pth or .safetensors file of weights"
+    what = "does not exist"
+    if there := objects.children():
+        began = {STAGES, "checkpoints"} & set(there)
+        what = "has no whole checkpoint" if began else "holds no run and no exported backbone"
+    fix = (
+        "name a run's folder, an export folder, models:/NAME@ALIAS, or a .pth or .safetensors file of weights"
     )
+    if name in RELEASED:
+        fix = f"that is released weights' name: name their file, {RELEASED[name].file or name}-*.pth"
+    raise UserError(f"{name} {what}", where=where, fix=fix)
+
+
+def fetched(name: str, where: str) -> Path:
+    """A copy of a file of weights in S3, which is kept while the process lives."""
+    prefix, _, last = name.rpartition("/")
+    objects = open_objects(prefix)
+    entry = objects.entry(last)
+    if entry is None:
+        raise UserError(f"{name} does not exist", where=where, fix="name a run, or a file of weights")
+    path = copies() / hashlib.sha256(name.encode()).hexdigest()[:12] / last
+    if not path.is_file() or path.stat().st_size != entry.bytes:
+        path.parent.mkdir(exist_ok=True)
+        objects.download(last, path)
+    return path
 
 
 def beginning(recipe: Recipe) -> Checkpoint | Path | None:
@@ -125,7 +156,7 @@ def transfers(
     if not there(f"learner.{own}."):
         known = sorted({key.split(".")[2] for key in saved if key.startswith("learner.teachers.")})
         raise UserError(
-            f"there is no teacher {init.student!r} in {source.path}",
+            f"there is no teacher {init.student!r} in {source.address}",
             where="init_from.student",
             fix=f"choose student or {', '.join(known)}",
         )
@@ -170,23 +201,42 @@ def check_transfers(found: list[Transfer], source: Checkpoint, where: str, resiz
         wanted |= {key: tuple(state[n].shape) for n, key in transfer.keys.items() if n not in passed}
     if lines := mismatches({key: shape for key, shape in saved.items() if key in wanted}, wanted):
         raise UserError(
-            f"{source.path} does not fit this recipe\n{lines}",
+            f"{source.address} does not fit this recipe\n{lines}",
             where=where,
-            fix="begin from a run with the same model and heads, or take less with init_from.what=[backbone]",
+            fix="give the teacher the model and heads of that run, or name the run's folder, which tells them"
+            if where.startswith("teachers.")
+            else "begin from a run with the same model and heads, or take less with init_from.what=[backbone]",
         )
 
 
-def check_file(path: Path, backbone: Backbone, where: str, resize_positions: bool = False) -> None:
-    """Compares a file of released weights with a backbone on the meta device.
+def check_file(path: Path, network: nn.Module, where: str, resize_positions: bool = False) -> None:
+    """Compares a file of weights with a backbone, or a network with its heads, on the meta device.
 
     Raises:
         UserError: listing the keys that are missing, extra, misshaped or hold NaN.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is a no-op.*")  # into the meta device, as is meant
-        import_backbone(
-            backbone, read_weights(path), where=f"{where}={path}", resize_positions=resize_positions
-        )
+        weights, where = read_weights(path), f"{where}={path}"
+        backbone = network.backbone if isinstance(network, Network) else network
+        assert isinstance(backbone, Backbone)
+        import_backbone(backbone, weights, where=where, resize_positions=resize_positions)
+        if isinstance(network, Network):
+            for name, head in network.heads.items():
+                assert isinstance(head, ProjectionHead)
+                import_head(head, weights, _name_in_file(name, network, weights, where), where=where)
+
+
+def _name_in_file(head: str, network: Network, weights: Mapping[str, Any], where: str) -> str:
+    """`dino_head` in files of DINOv2 and DINOv3; `head` in those of DINO and iBOT, which have one."""
+    for name in (f"{head}_head", head, *(["head"] if len(network.heads) == 1 else [])):
+        if has_head(weights, name):
+            return name
+    raise UserError(
+        f"terms read the head {head!r} of this teacher, and the file holds none",
+        where=where,
+        fix="use a run, whose checkpoints hold its heads, or a file of a whole teacher",
+    )
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
@@ -212,7 +262,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: Checkpoints) -> int:
+def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer) -> int:
     """Fills a new run's networks as `init_from` says; all ranks take part.
 
     Returns:
@@ -227,7 +277,7 @@ def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: C
     moving = {name: t for name, t in learner.teachers.items() if name not in learner.frozen}
     if isinstance(source, Path):
         for network in (learner.student, *moving.values()):
-            _fill_backbone(network, recipe.model, source, init.resize_positions)
+            _fill_backbone(network, source, init.resize_positions)
         return 0
     found = transfers(recipe, learner.student, moving, dict(learner.terms.items()), source)
     check_transfers(found, source, "init_from.checkpoint", init.resize_positions)
@@ -235,7 +285,7 @@ def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, checkpoints: C
         _carry_out(transfer, source)
     if not init.goes_on:
         return 0
-    checkpoints.load_optimizer(source, learner, optimizer)
+    load_optimizer(source, learner, optimizer)
     return source.step
 
 
@@ -248,25 +298,48 @@ def load_frozen(recipe: Recipe, learner: Learner) -> None:
     for name, where, path in frozen_sources(recipe):
         source, teacher = find(path, where), learner.teachers[name]
         if isinstance(source, Path):
-            _fill_backbone(teacher, recipe.model, source, False)
+            _fill_backbone(teacher, source, False)
+            _fill_heads(teacher, source)
         else:
             _carry_out(frozen_transfer(recipe, name, teacher), source)
 
 
 def frozen_sources(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(teacher, key of the recipe, checkpoint) of each frozen teacher."""
+    """(teacher, key of the recipe, checkpoint) of each frozen teacher whose weights are not drawn.
+
+    Raises:
+        UserError: if one has no checkpoint.
+    """
     for name, options in recipe.teachers.items():
-        if options.checkpoint is not None:
-            yield name, f"teachers.{name}.checkpoint", options.checkpoint
+        where = f"teachers.{name}.checkpoint"
+        if options.weights != "frozen" or options.checkpoint == DRAWN:
+            continue
+        if options.checkpoint is None:
+            raise UserError(
+                "a frozen teacher needs `checkpoint`",
+                where=where,
+                fix=f"name a run, an export, models:/NAME@ALIAS or a file of weights, such as {where}=RUN",
+            )
+        yield name, where, options.checkpoint
 
 
-def _fill_backbone(network: nn.Module, options: Any, path: Path, resize_positions: bool) -> None:
+def _fill_backbone(network: nn.Module, path: Path, resize_positions: bool) -> None:
     from scholarch.models import build_backbone
 
     assert isinstance(network, Network)
+    options: Any = network.backbone.options
     whole = build_backbone(options)
     import_backbone(whole, read_weights(path), where=str(path), resize_positions=resize_positions)
     set_model_state_dict(network.backbone, whole.state_dict(), options=_WHOLE)
+
+
+def _fill_heads(network: nn.Module, path: Path) -> None:
+    assert isinstance(network, Network)
+    for name, head in network.heads.items():
+        assert isinstance(head, ProjectionHead)
+        whole, weights = ProjectionHead(network.backbone.width, head.options), read_weights(path)
+        import_head(whole, weights, _name_in_file(name, network, weights, str(path)), where=str(path))
+        set_model_state_dict(head, whole.state_dict(), options=_WHOLE)
 
 
 def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
@@ -282,7 +355,7 @@ def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load({"learner": tensors}, checkpoint_id=source.path, no_dist=not dist.is_initialized())
+        load({"learner": tensors}, storage_reader=reader(source.data()), no_dist=not dist.is_initialized())
     state |= {name: tensors[key.removeprefix("learner.")] for name, key in transfer.keys.items()}
     resized: dict[str, Any] = {}
     for name in other_grid:

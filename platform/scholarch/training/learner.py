@@ -35,7 +35,8 @@ class StepValues:
     Attributes:
         parts: weighted term parts by name ("dino/global"), scalars, before the sum over ranks.
         drawn: what terms give to the health report, summed over micro-batches.
-        observed: the last micro-batch's teacher features, for health and pictures.
+        observed: features of the last micro-batch, for health: of the first teacher that moves, or of
+            the student where no term reads one.
     """
 
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Learner(nn.Module):
         teachers: networks by name, in eval mode whatever `train()` is called with.
         sees: views that each teacher is shown.
         frozen: names of teachers that never change, and so are in no checkpoint.
+        shown: views whose masks hide nothing from the student; terms read what is there all the same.
         terms: by name; each reads one teacher (`options.teacher`) or none.
         seed: the run's seed.
         group: the ranks that share the global batch; None for one process.
@@ -64,11 +66,12 @@ class Learner(nn.Module):
         terms: Mapping[str, Term],
         *,
         frozen: Collection[str] = (),
+        shown: Collection[str] = (),
         seed: int,
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        self.frozen = frozenset(frozen)
+        self.frozen, self.shown = frozenset(frozen), frozenset(shown)
         self.student = student
         self.teachers = nn.ModuleDict(dict(teachers))
         self.terms = nn.ModuleDict(dict(terms))
@@ -126,7 +129,7 @@ class Learner(nn.Module):
         targets = self._targets(active, batches, shares, values)
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             wanted = _present([o for term, _ in active.values() for o in term.student_outputs()], batch)
-            outputs = self._student(batch, share, wanted)
+            outputs = self._student(batch, share, wanted, values)
             total: Tensor | None = None
             for name, (term, weight) in active.items():
                 value = term(outputs, targets[name][number], share)
@@ -154,6 +157,13 @@ class Learner(nn.Module):
                 if f"{name}/predicted" in batch.masks
             },
             grids={name: _grid(self.student, images) for name, images in batch.views.items()},
+            teacher_grids={
+                name: {
+                    view: _grid(teacher, batch.views[view]) for view in self.sees[name] if view in batch.views
+                }
+                for name, teacher in self.teachers.items()
+                if isinstance(teacher, Network)
+            },
             group=self.group,
             places=batch.places,
         )
@@ -168,6 +178,7 @@ class Learner(nn.Module):
     ) -> dict[str, Sequence[Any]]:
         """Each teacher runs once over all micro-batches; then every term makes its targets."""
         outputs: dict[str, list[dict[Output, Tensor]]] = {}
+        watched = next((name for name in self.teachers if name not in self.frozen), None)
         for name, teacher in self.teachers.items():
             read = [o for t, _ in active.values() if t.options.teacher == name for o in t.teacher_outputs()]
             wanted = _present(read, batches[0])
@@ -179,16 +190,21 @@ class Learner(nn.Module):
                 seen = sorted({output.view for output in wanted})
                 features = self._features(teacher, batch, share, seen, masked=False, draws=None)
                 outputs[name].append(_project(teacher, features, wanted, share))
-                values.observed = {f"{name}/{view}": f for view, f in features.items()}
+                if name == watched:
+                    values.observed = {f"{name}/{view}": f for view, f in features.items()}
         return {
             name: term.targets(outputs.get(term.options.teacher or "", [{} for _ in shares]), shares)
             for name, (term, _) in active.items()
         }
 
-    def _student(self, batch: Pictures, share: Share, wanted: set[Output]) -> dict[Output, Tensor]:
+    def _student(
+        self, batch: Pictures, share: Share, wanted: set[Output], values: StepValues
+    ) -> dict[Output, Tensor]:
         seen = sorted({output.view for output in wanted})
         draws = Draws(self.seed, share.step)
         features = self._features(self.student, batch, share, seen, masked=True, draws=draws)
+        if not any(name.partition("/")[0] in self.teachers for name in values.observed):
+            values.observed = {f"student/{view}": f.detached() for view, f in features.items()}
         return _project(self.student, features, wanted, share)
 
     def _features(
@@ -207,8 +223,8 @@ class Learner(nn.Module):
             if network is not self.student:
                 images = batch.views.get(f"{name}/teacher", images)
             count = images.shape[0]
-            masks = batch.masks.get(name) if masked else None
-            predict = share.predicted.get(name) if masked else None
+            masks = batch.masks.get(name) if masked and name not in self.shown else None
+            predict = share.predicted.get(name) if masks is not None else None
             offsets = torch.arange(count)[:, None] * share.global_batch
             views.append(
                 Views(
@@ -261,7 +277,9 @@ def _project(
         else:
             by_head.setdefault(output.head, []).append((output, rows, shape))
     for name, entries in by_head.items():
-        projected = network.heads[name](torch.cat([rows for _, rows, _ in entries]))
+        entries.sort(key=lambda entry: entry[0].tokens != "cls")
+        patches = sum(rows.shape[0] for output, rows, _ in entries if output.tokens != "cls")
+        projected = network.heads[name](torch.cat([rows for _, rows, _ in entries]), patches=patches)
         pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
         for (output, _, shape), piece in zip(entries, pieces, strict=True):
             results[output] = piece.reshape(*shape, piece.shape[-1])

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from scholarch.collectives import all_reduce_sum, upcast
 from scholarch.config.schedule import Length
 from scholarch.config.schema import OptimizerSection
 from scholarch.objectives.term import Trained
-from scholarch.training.networks import Network
+from scholarch.training.networks import Network, local
 
 PATCH_EMBED = "patch_embed."
 TOKENS = ("cls_token", "mask_token", "storage_tokens", "register_tokens", "pos_embed", PATCH_EMBED)
-PROTOTYPES = "last_layer."
+PROTOTYPES = "last_layer"
 
 
 @dataclass(frozen=True, order=True)
@@ -127,12 +128,14 @@ class Optimizer:
             self.terms.step(step)
 
     def clip(self) -> dict[str, torch.Tensor]:
-        """Clips each part's gradient to its L2 norm and gives the norms before clipping."""
+        """Clips the gradient of each part, or of each tensor, and gives the parts' L2 norms before that."""
         norms = {}
         for part, module in self.network.parts().items():
             parameters = [p for p in module.parameters() if p.grad is not None]
             norm = gradient_norm(parameters)
-            if self.options.clip is not None:
+            if self.options.clip is not None and self.options.clip_each == "tensor":
+                clip_tensors(parameters, self.options.clip)
+            elif self.options.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.options.clip, norm)
             norms[part] = norm
         return norms | (self.terms.norms() if self.terms else {})
@@ -188,3 +191,16 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+@torch.no_grad()
+def clip_tensors(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scales each gradient by largest / (its L2 norm + 1e-6) where that is below 1 (reference.md 4.3)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    parts = [local(gradient) for gradient in gradients]
+    squares = torch.stack([upcast(part).square().sum() for part in parts])
+    if isinstance(gradients[0], DTensor):
+        squares = all_reduce_sum(squares, gradients[0].device_mesh.get_group())
+    factors = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for part, factor in zip(parts, factors, strict=True):
+        part.mul_(factor.to(part.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,16 @@ from scholarch.data.options import ViewOptions
 from scholarch.data.source import Source
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import UserError
+from scholarch.objectives.term import Term
 from scholarch.storage.local import check_free, check_writable, readable_size
-from scholarch.training.assemble import allocate_term, build_networks, build_terms, view_sets
+from scholarch.storage.objects import is_s3
+from scholarch.training.assemble import (
+    allocate_term,
+    build_networks,
+    build_terms,
+    teacher_model,
+    view_sets,
+)
 from scholarch.training.checkpoint import Checkpoint
 from scholarch.training.distributed import World
 from scholarch.training.estimate import checkpoint_bytes, memory, numel, term_parameters
@@ -57,8 +66,15 @@ class Preflight:
         return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
 
 
-def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: Path) -> Preflight:
+def check(
+    recipe: Recipe, source: Source, look: ScanReport, world: World, run: Path, address: str
+) -> Preflight:
     """Checks a resolved recipe against the data, the machine and the target.
+
+    Args:
+        recipe, source, look, world: of the run.
+        run: folder of the run's small files.
+        address: of the run; checkpoints go there.
 
     Raises:
         UserError: the first thing that cannot work.
@@ -72,10 +88,14 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
         Learner(student, teachers, {n: t.sees for n, t in recipe.teachers.items()}, terms, seed=recipe.seed)
     except ValueError as error:
         raise UserError(str(error), where="teachers") from None
-    own = term_parameters(recipe, terms, student)
-    sizes = memory(recipe, student, list(teachers.values()), terms, layout, world.size)
+    check_patches(recipe, terms, teachers)
+    own = term_parameters(recipe, terms, student, teachers)
+    sizes = memory(recipe, student, teachers, terms, layout, world.size)
     checkpoint = checkpoint_bytes(recipe, student, saved_teachers(recipe, teachers), own)
-    check_free(run, checkpoint * (recipe.training.keep_checkpoints + 1) + FILES_BESIDE_CHECKPOINTS)
+    if world.device.type == "cpu":  # else it is in the host's memory
+        sizes["checkpoint being written"] = checkpoint // world.size
+    kept_here = 0 if is_s3(address) else recipe.training.keep_checkpoints + 1
+    check_free(run, checkpoint * kept_here + FILES_BESIDE_CHECKPOINTS)
     _check_memory(sizes, world)
     training = recipe.training
     rows = [
@@ -85,6 +105,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
             "model",
             f"{recipe.model.kind}, {_count(student.backbone)} parameters, heads {_count(student.heads)}",
         ),
+        *_frozen_rows(recipe, teachers),
         ("terms", ", ".join(recipe.terms)),
         (
             "world",
@@ -97,7 +118,7 @@ def check(recipe: Recipe, source: Source, look: ScanReport, world: World, run: P
             f"about {readable_size(sum(sizes.values()))} a process, of {readable_size(_available(world))} free",
         ),
         ("disk", f"about {readable_size(checkpoint)} a checkpoint, {training.keep_checkpoints} are kept"),
-        ("results", str(run)),
+        ("results", address),
     ]
     return Preflight(rows, _warnings(recipe, source, look), layout)
 
@@ -122,17 +143,15 @@ def check_beginning(recipe: Recipe, fresh: bool) -> None:
         source = find(path, where)
         if isinstance(source, Checkpoint):
             check_transfers([frozen_transfer(recipe, name, teachers[name])], source, where, False)
-        elif teachers[name].heads:
-            raise UserError(f"terms read heads of the teacher {name}, and a file has none", where=where)
         else:
-            check_file(source, teachers[name].backbone, where)
+            check_file(source, teachers[name], where)
     init = recipe.init_from
     if not fresh or init is None:
         return
     found = beginning(recipe)
     if isinstance(found, Checkpoint):
         for term in terms.values():
-            allocate_term(term, recipe, student, Execution(device=torch.device("cpu")))
+            allocate_term(term, recipe, student, teachers, Execution(device=torch.device("cpu")))
         taken = transfers(recipe, student, teachers, terms, found)
         check_transfers(taken, found, "init_from.checkpoint", init.resize_positions)
         if init.goes_on and found.step >= recipe.training.steps:
@@ -171,6 +190,33 @@ def check_views(recipe: Recipe) -> None:
                 where=f"resolutions.{number}.sizes.{name}" if recipe.resolutions else f"views.{name}.size",
                 fix=f"use {near}",
             )
+
+
+def check_patches(recipe: Recipe, terms: Mapping[str, Term], teachers: Mapping[str, Network]) -> None:
+    """Crops must be multiples of the patch of each teacher that sees them, and patches at hand to compare.
+
+    Raises:
+        UserError: naming the teacher or the term.
+    """
+    for name, teacher in teachers.items():
+        patch, ours = teacher.backbone.patch, recipe.model.patch
+        for view in recipe.teachers[name].sees:
+            for size in (sizes[view].size for _, sizes in view_sets(recipe)):
+                if size % patch:
+                    raise UserError(
+                        f"crops {view!r} of {size} pixels do not divide into patches of {patch}, which the "
+                        f"teacher {name} has",
+                        where=f"views.{view}.size",
+                        fix=f"use a multiple of {math.lcm(patch, ours)}",
+                    )
+        for term in terms.values():
+            if term.options.teacher == name and term.same_patches() and patch != ours:
+                raise UserError(
+                    f"the term compares patches with those of the teacher {name}, which are of {patch} pixels "
+                    f"and the student's of {ours}",
+                    where=f"terms.{term.name}.teacher",
+                    fix="choose a teacher with the same patch, or a term that resizes (gram)",
+                )
 
 
 def check_batch(recipe: Recipe, world_size: int) -> Layout:
@@ -246,6 +292,16 @@ def _count(module: torch.nn.Module) -> str:
         if count >= limit:
             return f"{count / limit:.1f}{unit}"
     return str(count)
+
+
+def _frozen_rows(recipe: Recipe, teachers: Mapping[str, Network]) -> list[tuple[str, str]]:
+    rows = []
+    for name, options in recipe.teachers.items():
+        if options.weights == "frozen":
+            network, origin = teachers[name], options.found.name if options.found else options.checkpoint
+            sizes = f"{_count(network.backbone)} parameters, heads {_count(network.heads)}"
+            rows.append((f"teacher {name}", f"{teacher_model(recipe, name).kind}, {sizes}, frozen: {origin}"))
+    return rows
 
 
 def _views_words(views: Mapping[str, ViewOptions]) -> str:

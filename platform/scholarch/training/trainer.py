@@ -21,7 +21,7 @@ from torch import Tensor
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
 from scholarch.errors import RunFailed
-from scholarch.training.checkpoint import Checkpoint, Checkpoints
+from scholarch.training.checkpoint import Checkpoint, load_state
 from scholarch.training.distributed import World
 from scholarch.training.initial import begin
 from scholarch.training.layout import Layout
@@ -29,6 +29,7 @@ from scholarch.training.learner import Learner, StepValues
 from scholarch.training.networks import DTYPES
 from scholarch.training.observe import Observer, Outcome
 from scholarch.training.optimizer import Optimizer
+from scholarch.training.saving import Checkpoints
 from scholarch.training.teachers import Teachers
 
 Loader = Callable[[int], Generator[Sequence[MicroBatch], None, None]]
@@ -62,22 +63,23 @@ class Stop:
 
 @dataclass
 class Speed:
-    """Images per second and share of time spent waiting for data, over the last steps."""
+    """Images per second, share of time spent waiting for data, and who has the most to do, over the last steps."""
 
     images: int
-    window: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50))
+    window: deque[tuple[float, float, Tensor]] = field(default_factory=lambda: deque(maxlen=50))
 
-    def took(self, seconds: float, waited: float) -> None:
-        self.window.append((seconds, waited))
+    def took(self, seconds: float, waited: float, own: Tensor) -> None:
+        self.window.append((seconds, waited, own))
 
     def metrics(self, remaining: int) -> dict[str, float]:
-        seconds = sum(s for s, _ in self.window)
+        seconds = sum(s for s, _, _ in self.window)
         if not seconds:
             return {}
         return {
             "images_per_second": self.images * len(self.window) / seconds,
-            "data_wait": sum(w for _, w in self.window) / seconds,
+            "data_wait": sum(w for _, w, _ in self.window) / seconds,
             "eta_seconds": remaining * seconds / len(self.window),
+            "slowest_rank": float(torch.stack([own for _, _, own in self.window]).sum(0).argmax()),
         }
 
 
@@ -120,12 +122,12 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> int:
         """Loads a checkpoint of this run; gives its finished steps."""
-        self.checkpoints.load(checkpoint, self.learner, self.optimizer)
+        load_state(checkpoint, self.learner, self.optimizer)
         return checkpoint.step
 
     def begin(self) -> int:
         """Fills the networks of a new run as the recipe's `init_from` says; gives its finished steps."""
-        return begin(self.recipe, self.learner, self.optimizer, self.checkpoints)
+        return begin(self.recipe, self.learner, self.optimizer)
 
     def run(self, start: int = 0) -> tuple[Outcome, int]:
         """Trains from `start` finished steps to the end, or to where it was asked to stop.
@@ -135,6 +137,7 @@ class Trainer:
 
         Raises:
             RunFailed: a loss or gradient is not finite; the last checkpoint stands.
+            SaveFailed: a checkpoint could not be written; the one before it stands.
         """
         steps = self.recipe.training.steps
         every = settled(self.recipe.training.checkpoint_every)
@@ -142,22 +145,32 @@ class Trainer:
         if start == 0:
             self._tell({"step": 0, "time": time.time(), **self._probed(0, StepValues())})
         self.learner.train()
-        with self.stop.listening(), closing(self.loader(start)) as batches:
+        heartbeat, checkpoints = self.world.heartbeat, self.checkpoints
+        # A save in flight is waited for when steps are over, and no step is due while it takes its time.
+        with (
+            self.stop.listening(),
+            checkpoints.drained(),
+            heartbeat.training(start),
+            closing(self.loader(start)) as batches,
+        ):
             while finished < steps:
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
                 stopping = self._step(finished, batch, began, waited)
                 finished += 1
+                heartbeat.beat(finished, checkpoints.committed or start or -1)
                 if finished == steps or stopping or finished % every == 0:
-                    self.checkpoints.save(self.learner, self.optimizer, finished)
+                    checkpoints.save(self.learner, self.optimizer, finished)
                     saved = finished
-                if stopping and finished < steps:
-                    return "interrupted", saved
-        return "done", finished
+                if stopping:
+                    break
+        heartbeat.committed(saved)
+        return ("done" if finished == steps else "interrupted"), saved
 
     def _step(self, step: int, batch: Sequence[MicroBatch], began: float, waited: float) -> bool:
         """One step; True when some rank was asked to stop."""
+        worked = time.thread_time()
         placed = [self._place(part) for part in batch]
         values = self.learner.accumulate(placed, self.layout.bounds, self.recipe.training.global_batch, step)
         names = sorted(values.parts)
@@ -165,17 +178,20 @@ class Trainer:
         # The one wait for the device: nothing is moved before all is known to be finite.
         known = _on_host([*(values.parts[name] for name in names), *clipped.values()])
         mine, norms = known[: len(names)], dict(zip(clipped, known[len(names) :], strict=True))
-        seconds = time.perf_counter() - began
+        # Exchanges make all ranks take equally long: what a rank works and waits for data is its own.
+        own = waited + time.thread_time() - worked
         broken = sorted({name for part in batch for name in part.broken})
         upscaled = sum(part.upscaled for part in batch)
-        row = [*mine, float(self.stop.asked), seconds, waited, float(len(broken)), float(upscaled)]
+        # Where a save has failed, all ranks meet at this border, and its error there.
+        stopping = self.stop.asked or self.checkpoints.failed
+        row = [*mine, float(stopping), own, waited, float(len(broken)), float(upscaled)]
         rows = self.world.gather_row(row)  # [ranks, parts + 5]
         self._check_finite(step, names, rows)
         if bad := [part for part, norm in norms.items() if not math.isfinite(norm)]:
             raise RunFailed(f"step {step}: the gradient of {', '.join(bad)} is not finite; {self._advice()}")
         self.optimizer.step(step)
         self.teachers.step(step)
-        self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()))
+        self.speed.took(time.perf_counter() - began, float(rows[:, -3].max()), rows[:, -4])
         self._count(rows, broken)
         self._record(
             step, dict(zip(names, rows[:, : len(names)].sum(0).tolist(), strict=True)), norms, values
@@ -227,7 +243,7 @@ class Trainer:
         record |= {f"loss/{name}": value for name, value in losses.items()}
         record |= {f"gradient_norm/{part}": norm for part, norm in norms.items()}
         record |= self.optimizer.rates(step) | self.teachers.rates(step)
-        record |= self.speed.metrics(steps - finished) | self.counts
+        record |= self.speed.metrics(steps - finished) | self.counts | self.checkpoints.metrics
         record["memory_gib"] = _memory_gib(self.world.device)
         if probing:
             record |= self._probed(finished, values)

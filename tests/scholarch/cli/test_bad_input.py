@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     run = tmp_path / "damaged"
     shutil.copytree(a_run, run)
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    shard = next(newest.glob("*.distcp"))
+    shard = next(newest.glob("*/*.distcp"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))

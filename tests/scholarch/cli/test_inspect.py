@@ -18,7 +18,7 @@ OPTIONS = ViTOptions(
     size=None, embed_dim=16, depth=2, heads=2, ffn="mlp", ffn_ratio=2.0, patch=8, registers=2
 )
 PREPROCESSING = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-FIGURES = ["attention.png", "features.png", "index.html", "norms.png", "similarity.png"]
+FIGURES = ["attention.png", "index.html", "norms.png", "similarity.png", "sizes.png"]
 
 
 @pytest.fixture(autouse=True)

@@ -34,11 +34,11 @@ def test_memory_and_traffic_by_hand() -> None:
     recipe = tiny_recipe("training.precision=bf16", "training.global_batch=8")
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
-    assert term_parameters(recipe, terms, student) == 0
+    assert term_parameters(recipe, terms, student, teachers) == 0
     assert {p.device for p in student.parameters()} == {torch.device("meta")}
     count = sum(p.numel() for p in student.parameters())
     held = sum(p.numel() for p in teachers["ema"].parameters())
-    parts = memory(recipe, student, [teachers["ema"]], terms, Layout(8, 2), 4)
+    parts = memory(recipe, student, teachers, terms, Layout(8, 2), 4)
     assert parts["weights"] == (count + held) * 4 // 4
     assert parts["optimizer"] == 2 * parts["gradients"] == 2 * count
     # One picture: 2 global crops of 4 x 4 patches, 2 local ones of 2 x 2, and their CLS tokens.

@@ -52,7 +52,7 @@ def test_a_chain_runs_and_resumes_in_the_right_stage(capsys: pytest.CaptureFixtu
 
     # As if killed in the second stage, after step 2.
     for checkpoint in committed(second / "checkpoints")[1:]:
-        shutil.rmtree(checkpoint.path)
+        shutil.rmtree(checkpoint.address)
     shutil.rmtree(second / "export")
     before = (first / RECORDS_NAME).read_text()
     capsys.readouterr()

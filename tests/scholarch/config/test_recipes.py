@@ -58,6 +58,10 @@ CASES = [
     ("dinov2/vitl14", "weight_decay", 312_500, 0.12),
     ("dinov2/vitl14", "temperature/ibot", 10_000, 0.04 + 0.03 * 10_000 / 37_499),
     ("dinov2/vitg14", "lr", 99_999, LONG_PEAK),
+    ("dinov2/distill", "lr", 99_999, 1e-3),
+    ("dinov2/distill", "weight_decay", 312_500, 0.12),
+    ("dino/vits16", "temperature/dino", 1_250, 0.04),
+    ("dino/vits16", "temperature/dino", 1_251, 0.04 + 0.03 / 29),
     ("dinov3/vitl16", "lr", 12_499, V3_PEAK),
     ("dinov3/vitl16", "lr", 12_500 + 112_500 // 2, (V3_PEAK + 1e-6) / 2),
     ("dinov3/vitl16", "momentum", 62_500, 0.996),
@@ -173,6 +177,7 @@ SEEN = {
     "dinov3/vit7b16-gram": 1_200 * 1_000 * 4096,
     "dinov3/vit7b16-highres": 30 * 1_000 * 2048,
     "dinov2/highres": 10_000 * 3072,
+    "dinov2/distill": 625_000 * 2048,
     "capi/vitl14": 500_000 * 512 * 32,
 }
 
@@ -202,3 +207,16 @@ def test_data_is_left_to_the_user(name: str) -> None:
     assert recipe(name).data.source == ""
     named = load_recipe(name, ["data=/pictures"]).data
     assert (named.source, named.mean) == ("/pictures", "imagenet")
+
+
+def test_distillation() -> None:
+    """reference.md 6.3: nothing is masked or dropped, the loss stands at the masked places, the average is unread."""
+    found = recipe("dinov2/distill")
+    assert not found.masks["global"].hide
+    assert (found.model.stochastic_depth, found.model.ffn) == (0.0, "mlp")
+    assert {name: term.teacher for name, term in found.terms.items()} == {
+        "dino": "teacher", "ibot": "teacher", "koleo": None,
+    }  # fmt: skip
+    teacher = found.teachers["teacher"].model
+    network = build_network(teacher, {})
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(1_136e6, rel=1e-2)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gloo import run_ranks
 from scholarch.cli import main
-from scholarch.config.load import recipe_names
+from scholarch.config.load import merge, overridden, read_recipe, recipe_names
 from scholarch.config.scale import STEPS, tiny
 from scholarch.storage.records import read_records
-from scholarch.training.recipe import load_recipe
+from scholarch.training.recipe import load_recipe, recipe_from
 from tiny_training import gloo_world, train
 from torch.distributed import ProcessGroup
 
@@ -75,6 +76,44 @@ def test_every_recipe_trains_to_its_end_on_two_processes(name: str, tmp_path: Pa
     losses = {int(record["step"]): record["loss/total"] for record in records if "loss/total" in record}
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def _train_convnext(group: ProcessGroup, folder: Path, extra: dict[str, Any]) -> list[float]:
+    data = merge({**read_recipe("dinov3/vitl16"), "model": {"kind": "convnext"}}, extra)
+    small = tiny({**data, "views": {"global": {"count": 2, "size": 128}, "local": {"count": 2, "size": 64}}})
+    small = overridden(small, [*QUICK, "training.steps=3", "training.precision=fp64"])
+    records = train(gloo_world(group), folder, (), recipe_from(small, where="convnext"))
+    return [record["loss/total"] for record in records if "loss/total" in record]
+
+
+@pytest.mark.gloo
+def test_a_convnext_student_is_the_same_on_two_processes(tmp_path: Path) -> None:
+    """By itself, and with a frozen ConvNeXt, wider than it, whose weights are drawn."""
+    frozen = {
+        "teachers": {"big": {"weights": "frozen", "model": {"kind": "convnext"}}},
+        "terms": {"dino": {"teacher": "big"}, "ibot": {"teacher": "big"}},
+    }
+    for number, extra in enumerate(({}, frozen)):
+        curves = [
+            run_ranks(world, _train_convnext, tmp_path / f"{number}{world}", extra)[0] for world in (1, 2)
+        ]
+        assert len(curves[0]) == 3
+        assert curves[1] == pytest.approx(curves[0], rel=1e-9)
+
+
+def test_a_frozen_teacher_that_is_not_named_is_drawn_and_stays_wider() -> None:
+    recipe = load_recipe("dinov2/distill", (), "tiny")
+    teacher = recipe.teachers["teacher"]
+    assert teacher.checkpoint == "drawn"
+    assert (teacher.model.embed_dim, teacher.model.patch) == (48, 4)
+    assert (recipe.model.embed_dim, recipe.model.patch) == (32, 4)
+    assert (
+        load_recipe("dinov2/distill", ("teachers.teacher.checkpoint=run",), "tiny")
+        .teachers["teacher"]
+        .checkpoint
+        == "run"
+    )
+    assert load_recipe("dinov2/distill").teachers["teacher"].checkpoint is None
 
 
 def test_the_stages_of_dinov3_follow_one_another(tmp_path: Path) -> None:

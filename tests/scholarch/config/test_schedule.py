@@ -94,3 +94,17 @@ def test_unresolved_start_and_rest_are_refused() -> None:
         Schedule.parse([{"end": 1.0}, {"end": 2.0}]).resolve(10)
     with pytest.raises(ValueError, match="resolve"):
         Schedule.parse([{"end": 1.0, "steps": 0.5}])(3)
+
+
+def test_a_value_that_is_held_is_that_of_its_epoch() -> None:
+    """numpy.linspace over the epochs, each repeated (reference.md 4.2 and 4.3)."""
+    text = [
+        {"shape": "linear", "steps": 20, "start": 0.04, "end": 0.07, "endpoint": True, "hold": 4},
+        {"end": 0.07},
+    ]
+    schedule = Schedule.parse(text).resolve(30)
+    expected = [*np.repeat(np.linspace(0.04, 0.07, 5), 4), *[0.07] * 10]
+    assert [schedule(step) for step in range(30)] == pytest.approx(expected)
+    assert Schedule.parse(schedule.plain()).resolve(30) == schedule
+    with pytest.raises(ValueError, match="segment 1: hold must be a whole number"):
+        Schedule.parse([{"end": 1.0, "hold": 0}])

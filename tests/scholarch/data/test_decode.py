@@ -237,3 +237,52 @@ def test_to_channels() -> None:
 def test_decoded_pixels_can_be_written_to() -> None:
     for data in (JPEG, npy(ramp(3)), tiff(ramp(3), photometric="rgb")):
         decode(data, "x").add_(1)
+
+
+def jpegs() -> dict[str, bytes]:
+    colour, grey = Image.fromarray(ramp(3)), Image.fromarray(ramp(1)[:, :, 0])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = Image.Exif()
+    upright[0x010E] = "a note"
+    whole = encoded(colour, "JPEG", quality=90)
+    return {
+        "colour": whole,
+        "coarse colour": encoded(colour, "JPEG", subsampling=2, quality=60),
+        "progressive": encoded(colour, "JPEG", progressive=True),
+        "grey": encoded(grey, "JPEG"),
+        "cmyk": encoded(colour.convert("CMYK"), "JPEG"),
+        "turned": encoded(colour, "JPEG", exif=turned),
+        "upright": encoded(colour, "JPEG", exif=upright),
+        "trailing bytes": whole + bytes(50),
+        "cut": whole[: len(whole) // 2],
+        "header alone": whole[:20],
+        "damaged": whole[:400] + bytes(60) + whole[460:],
+    }
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_fast_jpeg_equals_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpegs()[name]
+
+    def outcome() -> torch.Tensor | str:
+        try:
+            return decode(data, "a.jpg")
+        except BrokenPicture as problem:
+            return str(problem)
+
+    found = outcome()
+    calls: list[bytes] = []
+    monkeypatch.setattr("scholarch.data.decode._jpeg", lambda data: calls.append(data))
+    expected = outcome()
+    assert calls == [data]
+    if isinstance(expected, str) or isinstance(found, str):
+        assert found == expected
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_fast_jpeg_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scholarch.data.decode._pillow", None)
+    for name in ("colour", "coarse colour", "progressive", "grey", "upright"):
+        assert decode(jpegs()[name], name).shape[1:] == (HEIGHT, WIDTH)

@@ -86,3 +86,18 @@ def test_no_rows() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="bottleneck"):
         HeadOptions(bottleneck=0)
+
+
+@pytest.mark.parametrize("weight_norm", ["none", "frozen"])
+def test_patches_may_have_prototypes_of_their_own(weight_norm: str) -> None:
+    """iBOT's second layer on the same MLP (reference.md 2)."""
+    head = built(weight_norm=weight_norm, patches="student")
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = arrays(head)
+    second = {
+        n.replace("last_layer2", "last_layer"): a for n, a in state.items() if not n.startswith("last_layer.")
+    }
+    expected = np.concatenate([slow_head(x[:2].numpy(), state, 3)[1], slow_head(x[2:].numpy(), second, 3)[1]])
+    np.testing.assert_allclose(head(x, patches=3).detach(), expected, atol=1e-12)
+    np.testing.assert_allclose(head(x).detach(), slow_head(x.numpy(), state, 3)[1], atol=1e-12)
+    assert head(x[:0], patches=0).shape == (0, 7)

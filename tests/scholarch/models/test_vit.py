@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-import itertools
 import numpy as np
 import pytest
 import torch

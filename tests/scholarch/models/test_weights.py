@@ -302,3 +302,14 @@ def test_wrong_heads() -> None:
     checkpoint = {f"h.{name}": tensor for name, tensor in built_head(layers=2).state_dict().items()}
     with pytest.raises(UserError, match=r"missing \(2\): mlp\.4\.weight, mlp\.4\.bias"):
         import_head(head, checkpoint, "h")
+
+
+def test_second_prototypes_are_imported_too() -> None:
+    given = built_head(weight_norm="trainable", patches="own")
+    checkpoint = {"teacher": {f"head.{name}": tensor for name, tensor in given.state_dict().items()}}
+    taken = built_head(patches="own")
+    import_head(taken, checkpoint, "head")
+    x = pictures(1, 2, 4)[0, 0]
+    torch.testing.assert_close(taken(x, patches=len(x)), given(x, patches=len(x)))
+    with pytest.raises(UserError, match=r"extra \(2\): last_layer2"):
+        import_head(built_head(weight_norm="trainable"), checkpoint, "head")

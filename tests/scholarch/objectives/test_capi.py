@@ -30,7 +30,7 @@ def make_case(predicted: Tensor | None = None, **options: Any) -> Case:
 
 def own_clustering() -> Clustering:
     term = Capi(CapiOptions(), "capi")
-    term.allocate({STUDENT: PROTOTYPES, TEACHER: WIDTH}, seed=0)
+    term.allocate({STUDENT: PROTOTYPES}, {TEACHER: WIDTH}, seed=0)
     return term.clustering.double()
 
 
@@ -125,9 +125,8 @@ def test_bfloat16_features() -> None:
 
 def test_the_clustering_is_trained_by_its_own_group_and_drawn_from_the_seed() -> None:
     term, other, third = (Capi(CapiOptions(), "capi") for _ in range(3))
-    widths = {STUDENT: 200, TEACHER: 100}
     for made, seed in ((term, 1), (other, 1), (third, 2)):
-        made.allocate(widths, seed)
+        made.allocate({STUDENT: 200}, {TEACHER: 100}, seed)
     trained = term.trained()
     assert [p.shape for m in trained.modules for p in m.parameters()] == [(200, 100), (200,)]
     assert (trained.weight_decay, trained.betas) == (0.01, (0.9, 0.95))

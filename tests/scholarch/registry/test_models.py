@@ -310,7 +310,9 @@ def test_a_registered_backbone_can_be_fetched(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", local_uri(registered[0]))
 
     for address in ("models:/dino@candidate", "models:/dino/1"):
-        loaded, preprocessing = load_backbone(download(address))
+        found = download(address)
+        assert found.address == "models:/dino/1"
+        loaded, preprocessing = load_backbone(found.folder)
         assert preprocessing == SEEN
         assert torch.equal(loaded.state_dict()["cls_token"], backbone().state_dict()["cls_token"])
     for address, words in {

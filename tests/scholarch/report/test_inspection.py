@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from scholarch.draws import Draws, torch_generator
 from scholarch.models.features import Backbone, Features, Views
-from scholarch.report.inspection import draw_norms, inspect_picture, marked, similarity_to, write_inspection
+from scholarch.report.inspection import (
+    draw_heads,
+    draw_norms,
+    facts,
+    inspect_picture,
+    marked,
+    similarity_to,
+    write_inspection,
+)
 from scholarch.report.page import Content
+from scholarch.report.theme import png
 from torch import Tensor, nn
 
 OUTLIERS = (7, 20)
@@ -98,13 +109,25 @@ def test_marked_patches_change_and_others_do_not() -> None:
 def test_the_page_holds_its_figures(tmp_path: Path) -> None:
     found = inspection()
     written = write_inspection(tmp_path, found, Content(title="halves", state="", mean=MEAN, std=STD))
-    assert [path.name for path in written.pictures] == ["similarity.png", "features.png", "norms.png"]
+    assert [path.name for path in written.pictures] == ["similarity.png", "sizes.png", "norms.png"]
     text = written.page.read_text()
     assert text.count("data:image/png;base64,") == 6  # light and dark
     assert "6.25%" in text  # 2 of 32 tokens
+    assert "2 of 32, above norm" in dict(facts(found))["Outlier tokens"]
+    assert "left out" in dict(facts(found))["Attention"]
     assert all(Image.open(path).width > 1000 for path in written.pictures)
 
 
 def test_norms_are_drawn_beside_the_picture() -> None:
     figure = draw_norms(inspection(), MEAN, STD)
     assert figure.get_size_inches()[0] == 10
+
+
+def test_each_head_is_bright_where_it_looks() -> None:
+    maps = np.zeros((2, 2, 2))
+    maps[0, 0, 1] = 0.3  # one patch of the first head; the second looks nowhere
+    figure = draw_heads(torch.zeros(3, 8, 8), maps, MEAN, STD)
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).astype(int)
+    brightest = (np.abs(pixels - np.asarray((252, 253, 191))).max(-1) <= 2).sum()  # the end of magma
+    cell = (1440 - 2 * 6) // 3
+    assert brightest == pytest.approx(cell**2 / 4, rel=0.02)

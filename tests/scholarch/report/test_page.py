@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scholarch.report.inspection import Inspection, Scene, sections
 from scholarch.report.look import FixedPictures
 from scholarch.report.page import Content, write_report
 from scholarch.report.pictures import Crops
@@ -63,6 +64,19 @@ def records() -> list[dict[str, Any]]:
     return [start, *steps, {"step": 10, "time": 10.0, "evaluation/knn": 0.9375}]
 
 
+def looked_at(image: torch.Tensor) -> Inspection:
+    norms = np.arange(4.0).reshape(2, 2)
+    scene = Scene(image=image, patches=torch.rand(4, 8), norms=norms, grid=(2, 2))
+    return Inspection(
+        scenes=[scene],
+        attention=np.eye(2)[None],
+        point=(0, 1),
+        similarity=np.eye(2),
+        threshold=2.5,
+        outliers=norms > 2.5,
+    )
+
+
 def content(**changes: Any) -> Content:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 8, 8, generator=generator)
@@ -78,9 +92,9 @@ def content(**changes: Any) -> Content:
         "fixed": FixedPictures(
             images=images,
             patches=torch.rand(2, 4, 8, generator=generator),
-            attention=np.ones((2, 3, 2, 2)),
             grid=(2, 2),
         ),
+        "inspected": sections(looked_at(images[0]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         "next_commands": [("Evaluate it", "scholarch evaluate runs/first")],
     }
     return Content(**{**made, **changes})
@@ -99,7 +113,8 @@ def test_every_figure_is_a_file_and_inside_the_page(written: tuple[Path, Page]) 
     folder, page = written
 
     assert sorted(path.stem for path in folder.glob("*.png")) == [
-        "attention", "crops", "evaluation", "features", "health", "losses", "machine", "schedules",
+        "attention", "crops", "evaluation", "features", "health", "losses", "machine", "norms", "schedules",
+        "similarity", "sizes",
     ]  # fmt: skip
     files = {path.read_bytes() for path in folder.glob("*.png")}
     embedded = {base64.b64decode(picture.removeprefix("data:image/png;base64,")) for picture in page.pictures}

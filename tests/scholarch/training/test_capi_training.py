@@ -100,7 +100,7 @@ def test_a_term_has_its_own_rates_no_clipping_and_no_scaling_with_the_batch() ->
     assert optimizer.rates(3)["lr/capi"] == 5e-3
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
-    assert term_parameters(recipe, terms, student) == 300
-    parts = memory(recipe, student, list(teachers.values()), terms, Layout(8, 1), 2)
+    assert term_parameters(recipe, terms, student, teachers) == 300
+    parts = memory(recipe, student, teachers, terms, Layout(8, 1), 2)
     # 4 pictures of 16 patches: 10.4 x 0.3 of them predicted by the student, all of them clustered.
     assert parts["logits"] == 4 * 4 * 12 * (13 + 4 * 16)

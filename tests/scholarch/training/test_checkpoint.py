@@ -6,7 +6,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from scholarch.errors import UserError
-from scholarch.training.checkpoint import committed, newest_whole, teacher_weights
+from scholarch.training.checkpoint import backbone_weights, committed, newest_whole
 from tiny_training import gloo_world, tiny_recipe, tiny_trainer, train
 from torch.distributed import ProcessGroup
 
@@ -31,7 +31,8 @@ def copied(source: Path, target: Path, up_to: int) -> Path:
     target.mkdir()
     for checkpoint in committed(source):
         if checkpoint.step <= up_to:
-            shutil.copytree(checkpoint.path, target / checkpoint.path.name)
+            name = Path(checkpoint.address).name
+            shutil.copytree(checkpoint.address, target / name)
     return target
 
 
@@ -41,6 +42,7 @@ def test_checkpoints_are_named_by_finished_steps(whole_run: tuple[Path, Losses])
     manifest = committed(folder)[0].manifest()
     assert manifest["step"] == 2
     assert set(manifest["files"]) == {".metadata", "__0_0.distcp"}
+    assert (folder / "LATEST").read_text() == "step-000000006\n"
 
 
 def test_resumed_run_is_bit_equal(whole_run: tuple[Path, Losses], tmp_path: Path) -> None:
@@ -65,12 +67,12 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_partial_does_not_exist(whole_run: tuple[Path, Losses], tmp_path: Path) -> None:
-    """A folder without a manifest, or under its temporary name, is no checkpoint."""
+    """What has no manifest is no checkpoint."""
     folder = copied(whole_run[0], tmp_path / "c", 4)
     newest = committed(folder)[-1]
-    newest.path.rename(folder / f".{newest.path.name}.partial")
+    (Path(newest.address) / "manifest.json").unlink()
     assert [checkpoint.step for checkpoint in committed(folder)] == [2]
-    (committed(folder)[0].path / "manifest.json").unlink()
+    (Path(committed(folder)[0].address) / "manifest.json").unlink()
     assert committed(folder) == []
     assert newest_whole(folder) is None
 
@@ -80,7 +82,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     whole_run: tuple[Path, Losses], tmp_path: Path, harm: str
 ) -> None:
     folder = copied(whole_run[0], tmp_path / "c", 4)
-    shard = committed(folder)[-1].path / "__0_0.distcp"
+    shard = Path(committed(folder)[-1].data()) / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
     if harm == "cut":
         shard.write_bytes(data[:-1])
@@ -101,8 +103,9 @@ def test_another_architecture_is_refused_with_the_list(
     whole_run: tuple[Path, Losses], tmp_path: Path
 ) -> None:
     newest = committed(whole_run[0])[-1]
+    options = tiny_recipe("model.embed_dim=48", "model.registers=0").model
     with pytest.raises(UserError) as caught:
-        teacher_weights(newest, tiny_recipe("model.embed_dim=48", "model.registers=0"), "ema")
+        backbone_weights(newest, options, "teachers.ema")
     text = str(caught.value)
     assert "extra: learner.teachers.ema.backbone.storage_tokens" in text
     assert "shape of learner.teachers.ema.backbone.cls_token: [1, 1, 24], not [1, 1, 48]" in text
@@ -114,7 +117,7 @@ def test_teacher_weights_are_those_of_the_trainer(tmp_path: Path) -> None:
     def both(group: ProcessGroup) -> bool:
         trainer, recipe = tiny_trainer(gloo_world(group), tmp_path, tiny_recipe(*SHORT))
         trainer.run()
-        found = teacher_weights(committed(tmp_path)[-1], recipe, "ema")
+        found = backbone_weights(committed(tmp_path)[-1], recipe.model, "teachers.ema")
         held = dict(trainer.learner.teachers["ema"].backbone.state_dict())
         return all(
             torch.equal(found[name], held[name].full_tensor())
@@ -128,6 +131,7 @@ def test_teacher_weights_are_those_of_the_trainer(tmp_path: Path) -> None:
 def test_manifest_is_written_last(tmp_path: Path) -> None:
     """The manifest's list is complete: it names every other file of the checkpoint."""
     run_ranks(1, trained, tmp_path, "training.steps=2")
-    path = committed(tmp_path)[-1].path
-    names = {file.name for file in path.iterdir()} - {"manifest.json"}
-    assert set(json.loads((path / "manifest.json").read_text())["files"]) == names
+    path = Path(committed(tmp_path)[-1].address)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {child.name for child in path.iterdir()} == {"manifest.json", manifest["data"]}
+    assert {file.name for file in (path / manifest["data"]).iterdir()} == set(manifest["files"])

@@ -1,5 +1,6 @@
 """What a run begins from: another run, a released file, frozen teachers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,17 +8,18 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import save_file
+from scholarch.config.load import plain
 from scholarch.data.catalog import open_source
 from scholarch.errors import UserError
 from scholarch.models.positions import resample
-from scholarch.models.weights import export_backbone
+from scholarch.models.weights import export_backbone, training_export
 from scholarch.training import autos
-from scholarch.training.assemble import build_trainer
+from scholarch.training.assemble import build_networks, build_terms, build_trainer
 from scholarch.training.checkpoint import newest_whole, saved_shapes
 from scholarch.training.learner import Learner
 from scholarch.training.networks import whole_state
 from scholarch.training.optimizer import Optimizer
-from scholarch.training.preflight import check_batch, check_beginning
+from scholarch.training.preflight import check_batch, check_beginning, check_patches
 from scholarch.training.recipe import load_recipe
 from scholarch.training.trainer import Trainer
 from tiny_training import TINY, gloo_world, tiny_learner, tiny_recipe, train
@@ -124,6 +126,68 @@ def test_frozen_teacher_is_loaded_and_in_no_checkpoint(run: Path, tmp_path: Path
     assert not equal(state, last, "teachers.ema.", "teachers.ema.")
 
 
+def of_the_run(run: object, **more: object) -> tuple[str, ...]:
+    """A narrower student whose terms read a frozen teacher with the model and heads of the run."""
+    model, heads = (plain(tiny_recipe())[part] for part in ("model", "heads"))
+    teacher = {"weights": "frozen", "checkpoint": str(run), "model": model, "heads": heads, **more}
+    return (
+        "model.embed_dim=16",
+        "masks.global.hide=false",
+        f"teachers.old={json.dumps(teacher)}",
+        "terms.dino.teacher=old",
+        "terms.ibot.teacher=old",
+    )
+
+
+@pytest.mark.gloo
+def test_a_frozen_teacher_of_its_own_model_is_the_same_on_two_processes(run: Path, tmp_path: Path) -> None:
+    last = run_ranks(1, state_at_start, run / "checkpoints", (), False)[0][1]
+    check_beginning(tiny_recipe(*of_the_run(run)), fresh=True)
+    one = run_ranks(1, trained_on_rank, tmp_path / "1", of_the_run(run))[0]
+    assert run_ranks(2, trained_on_rank, tmp_path / "2", of_the_run(run))[0] == pytest.approx(one, rel=1e-9)
+    assert one[-1] < one[0]
+    _, state = run_ranks(1, state_at_start, tmp_path / "2", of_the_run(run), False)[0]
+    assert equal(state, last, "teachers.old.", "teachers.ema.")
+    assert state["student.backbone.cls_token"].shape[-1] == 16
+    assert state["teachers.ema.backbone.cls_token"].shape[-1] == 16
+
+
+@pytest.mark.gloo
+def test_a_file_of_a_whole_teacher_has_its_heads(tmp_path: Path) -> None:
+    """Under the names that DINOv2 and DINOv3 give them; without heads it is refused."""
+    learner, path = tiny_learner(tiny_recipe("seed=7")), tmp_path / "teacher_checkpoint.pth"
+    heads = {f"{name}_head": head for name, head in learner.student.heads.items()}
+    torch.save(training_export(learner.student.backbone, heads), path)  # type: ignore[arg-type]
+    check_beginning(tiny_recipe(*of_the_run(path)), fresh=True)
+    state = run_ranks(2, state_at_start, tmp_path / "run", of_the_run(path), True)[0][1]
+    for part in ("backbone.blocks.", "heads."):
+        assert equal(whole_state(learner.student), state, part, f"teachers.old.{part}")
+    wider = of_the_run(path, heads={"dino": {"prototypes": 12}, "ibot": {"prototypes": 10}})
+    with pytest.raises(UserError, match=r"misshaped .*mlp\.0\.weight"):
+        check_beginning(tiny_recipe(*wider), fresh=True)
+    torch.save(export_backbone(learner.student.backbone), path)
+    with pytest.raises(
+        UserError, match=r"teachers\.old\.checkpoint=.*read the head 'dino'.* the file holds none"
+    ):
+        check_beginning(tiny_recipe(*of_the_run(path)), fresh=True)
+
+
+def test_patches_of_a_teacher_must_be_at_hand() -> None:
+    model = plain(tiny_recipe())["model"]
+
+    def check(patch: int, *overrides: str) -> None:
+        recipe = tiny_recipe(*of_the_run("drawn", model={**model, "patch": patch}), *overrides)
+        terms = build_terms(recipe)
+        check_patches(recipe, terms, build_networks(recipe, terms)[1])
+
+    check(4)
+    check(8, "terms.ibot=null")
+    with pytest.raises(UserError, match=r"terms\.ibot\.teacher: .* of 8 pixels and the student's of 4"):
+        check(8)
+    with pytest.raises(UserError, match=r"views\.global\.size: crops 'global' of 16 pixels .* patches of 3"):
+        check(3)
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_released_backbone_fills_student_and_teacher(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"released.{suffix}"
@@ -169,6 +233,20 @@ def test_the_backbone_does_not_move_while_heads_warm_up() -> None:
         ("init_from={{checkpoint: '{run}', continue: true}}", "has finished step 4 of 4"),
         ("teachers.old={{weights: frozen, checkpoint: nowhere}}", "nowhere does not exist"),
         ("teachers.old={{weights: frozen}}", "a frozen teacher needs `checkpoint`"),
+        (
+            "teachers.old={{weights: frozen, checkpoint: dinov2_vitg14}}",
+            "name their file, dinov2_vitg14_pretrain",
+        ),
+        ("teachers.ema.model={{patch: 4}}", "`model` and `heads` are of frozen teachers"),
+        ("teachers.old={{weights: frozen, model: {{pach: 4}}}}", "did you mean `patch`"),
+        (
+            "teachers.old={{weights: frozen, heads: {{ibot: {{}}}}}}|terms.dino.teacher=old",
+            "teacher 'old' has no head 'dino'; it has: ibot",
+        ),
+        (
+            "teachers.old={{weights: frozen, checkpoint: '{run}', model: {{size: small, channels: 1}}}}",
+            "missing: learner.teachers.ema.backbone.blocks.2",
+        ),
         ("init_from={{checkpoint: '{run}', continue: true, head_warmup: 3}}", "leave student, what"),
         ("init_from.continu=true", "did you mean `continue`"),
     ],

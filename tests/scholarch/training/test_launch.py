@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,7 +58,7 @@ class Started:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Writes the workers' program; it finds `rank`, `world`, `restart` and the test's `folder`."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("SCHOLARCH_RESTART", raising=False)
 
     def write(body: str) -> Path:
@@ -225,10 +227,99 @@ def test_signal_while_waiting_for_other_nodes(stand_in: Callable[[str], Path]) -
     assert not (folder / "up").exists()
 
 
+HANGS = """
+    from scholarch.training.heartbeat import Heartbeat
+    heartbeat = Heartbeat.from_environment()
+    def waits_long():
+        time.sleep(300)
+    def exchange():  # stands in for a collective: the name of its file is what counts
+        exec(compile("import time; time.sleep(300)", "torch/distributed/distributed_c10d.py", "exec"))
+    with heartbeat.living(), heartbeat.training(0):
+        for step in range(1, 5):
+            heartbeat.beat(step, 2)
+            if step == 3 and not restart:
+                (folder / f"pid-{rank}").write_text(str(os.getpid()))
+                waits_long() if rank == 1 else exchange()
+"""
+
+
+def test_worker_that_hangs_is_named_and_replaced(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in(HANGS)
+    message = folder / "message.json"
+    started = Started(folder, processes=2, max_restarts=1, stall=2, termination_message=message)
+    code, output = started.end()
+    assert code == 0, output
+    lines = output.splitlines()
+    assert re.fullmatch("worker 1 hangs: no step for . s after step 3", lines[0]), output
+    assert "in waits_long" in lines[1], "the stack begins where it hangs"
+    assert not any("worker 0" in line for line in lines), "the one that waits for it is not blamed"
+    assert lines[-1] == "starting the workers again, 1 restarts left"
+    assert json.loads(message.read_text()) == {"reason": "done", "step": 4, "checkpoint": 2, "rank": None}
+
+
+def test_stopped_worker_is_replaced(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in(HANGS)
+    message = folder / "message.json"
+    started = Started(folder, processes=1, max_restarts=0, stall=3, termination_message=message)
+    wait_for(folder / "pid-0")
+    os.kill(int((folder / "pid-0").read_text()), signal.SIGSTOP)
+    code, output = started.end()
+    assert code == 1
+    assert "it was stopped by a signal" in output
+    found = json.loads(message.read_text())
+    assert found["reason"].startswith("worker 0 hangs: no step for")
+    assert (found["step"], found["checkpoint"], found["rank"]) == (3, 2, 0)
+
+
+def test_worker_ends_with_its_agent(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in(HANGS)
+    started = Started(folder)
+    wait_for(folder / "pid-0")
+    started.signal(signal.SIGKILL)
+    started.process.join(SECONDS)
+    process = Path(f"/proc/{(folder / 'pid-0').read_text()}")
+    limit = time.monotonic() + SECONDS
+    while process.exists() and "(zombie)" not in (process / "status").read_text():
+        assert time.monotonic() < limit, "the worker lives on"
+        time.sleep(0.05)
+
+
+def test_faults_count_in_a_row_only(stand_in: Callable[[str], Path]) -> None:
+    """Four faults and one restart allowed: each time a new checkpoint was written in between."""
+    folder = stand_in("""
+        from scholarch.training.heartbeat import Heartbeat
+        starts = folder / "starts"
+        count = len(starts.read_text()) if starts.exists() else 0
+        starts.write_text("x" * (count + 1))
+        heartbeat = Heartbeat.from_environment()
+        with heartbeat.living(), heartbeat.training(count):
+            heartbeat.beat(count + 1, count + 1)
+            time.sleep(0.5)  # longer than the agent's look
+            sys.exit(0 if count == 4 else 1)
+    """)
+    code, output = Started(folder, max_restarts=1).end()
+    assert code == 0, output
+    assert output.count("worker 0 ended with exit code 1") == 4
+
+
+def test_reason_of_a_fault_is_left(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        from scholarch.errors import RunFailed
+        from scholarch.training.heartbeat import Heartbeat
+        with Heartbeat.from_environment().living():
+            raise RunFailed("step 7: the loss term koleo is not finite")
+    """)
+    message = folder / "message.json"
+    code, _ = Started(folder, termination_message=message).end()
+    assert code == 1
+    reason = "worker 0 ended with exit code 1: step 7: the loss term koleo is not finite"
+    assert json.loads(message.read_text()) == {"reason": reason, "step": 0, "checkpoint": None, "rank": 0}
+
+
 def test_no_meeting_point(stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHORT_TIMERS, "read_timeout", 1)
     folder = stand_in("")
-    code, output = Started(folder, nodes=(2, 2), rendezvous="no-such-host.invalid:29500").end()
+    code, output = Started(folder, nodes=(2, 2), rendezvous="no-such-host.invalid:29500", join=1).end()
     assert code == 1
     assert output.splitlines()[-1].startswith(
         "error: no meeting with the other nodes at no-such-host.invalid:29500"
@@ -271,6 +362,8 @@ def test_two_nodes_form_one_world(stand_in: Callable[[str], Path]) -> None:
         (["--nodes", "2", "--rendezvous", "host", "--", "pretrain"], "'host' is not HOST:PORT"),
         (["--nodes", "2", "--rendezvous", "$NO_SUCH_NAME:1", "--", "pretrain"], "'$NO_SUCH_NAME:1' is not"),
         (["--processes", "0", "--", "pretrain"], "--processes is at least 1"),
+        (["--stall", "-1", "--", "pretrain"], "--stall are not negative"),
+        (["--join", "0", "--", "pretrain"], "--join are at least 1"),
     ],
 )
 def test_mistakes_end_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

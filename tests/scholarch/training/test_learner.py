@@ -3,9 +3,12 @@ import torch
 import torch.distributed as dist
 from gloo import run_ranks
 from scholarch.data.stream import rank_positions
+from scholarch.errors import UserError
+from scholarch.models.features import Views
 from scholarch.objectives.term import Output
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
+from scholarch.training.networks import move_average
 from tiny_training import random_pictures, tiny_learner, tiny_recipe
 from torch.distributed import ProcessGroup
 
@@ -89,6 +92,89 @@ def test_a_teacher_that_does_not_see_what_a_term_reads_is_refused() -> None:
 
 def test_outputs_are_named_by_view_tokens_and_head() -> None:
     assert Output("global", "cls", "dino") in tiny_learner(tiny_recipe()).terms["dino"].student_outputs()
+
+
+def test_masks_that_hide_nothing_and_teachers_that_never_move() -> None:
+    """Distillation: the student sees whole pictures, and its own features are observed."""
+    calm = ("model.stochastic_depth=0.0", "model.rope.rescale=null")
+    frozen = (
+        "teachers.old={weights: frozen, checkpoint: drawn}",
+        "terms.dino.teacher=old",
+        "terms.ibot.teacher=old",
+    )
+    shown, hidden = (
+        tiny_learner(tiny_recipe(*calm, *frozen, f"masks.global.hide={hide}")).train()
+        for hide in ("false", "true")
+    )
+    pictures = random_pictures()
+    seen = [
+        learner.accumulate([pictures], [(0, 8)], 8, 0).observed["student/global"].patches
+        for learner in (shown, hidden)
+    ]
+    images = pictures.views["global"].flatten(0, 1)
+    expected = shown.student.backbone([Views(images)], None)[0].patches  # type: ignore[operator]
+    torch.testing.assert_close(seen[0], expected.detach())
+    assert not seen[0].requires_grad
+    assert not torch.allclose(seen[1], expected)
+
+
+def test_second_prototypes_are_the_students_own() -> None:
+    """iBOT's default (reference.md 2): the teacher names patches by the prototypes of CLS."""
+    options = (
+        "heads.dino.patches=student",
+        "heads.dino.weight_norm=none",
+        "terms.ibot.head=dino",
+        "terms.koleo=null",
+    )
+    learner = tiny_learner(tiny_recipe(*options))
+    assert not [n for n, _ in learner.teachers.named_parameters() if "last_layer2" in n]
+    first = learner.student.heads["dino"].last_layer2.weight.detach().clone()  # type: ignore[union-attr, operator]
+    move_average(learner.teachers["ema"], learner.student, 0.5)
+    assert torch.equal(learner.student.heads["dino"].last_layer2.weight, first)  # type: ignore[union-attr]
+    _, gradients = one_step(tiny_learner(tiny_recipe(*options, "terms.dino.weight=0.0")), 0, 1, 1)
+    assert gradients["heads.dino.last_layer2.weight"].any()
+    assert not gradients["heads.dino.last_layer.weight"].any()
+    _, gradients = one_step(tiny_learner(tiny_recipe(*options, "terms.ibot.weight=0.0")), 0, 1, 1)
+    assert gradients["heads.dino.last_layer.weight"].any()
+    assert not gradients["heads.dino.last_layer2.weight"].any()
+    own = tiny_learner(tiny_recipe("heads.dino.patches=own", "terms.ibot.head=dino"))
+    assert [n for n, _ in own.teachers.named_parameters() if "last_layer2" in n]
+
+
+def test_gram_compares_with_a_teacher_of_other_width_and_patch() -> None:
+    """By hand: the teacher's 2 x 2 patches resized to the student's 4 x 4, then both normalised."""
+    model = "{size: null, embed_dim: 32, depth: 1, heads: 2, patch: 8, channels: 1, ffn: mlp, ffn_ratio: 2.0}"
+    recipe = tiny_recipe(
+        "model.stochastic_depth=0.0",
+        "model.rope.rescale=null",
+        "masks.global.hide=false",
+        f"teachers.old={{weights: frozen, checkpoint: drawn, model: {model}}}",
+        "terms={gram: {teacher: old, teacher_view: global}, dino: null, ibot: null, koleo: null}",
+    )
+    learner, pictures = tiny_learner(recipe).train(), random_pictures()
+    value = learner.accumulate([pictures], [(0, 8)], 8, 0).parts["gram"]
+    views = [Views(pictures.views["global"].flatten(0, 1))]
+    student = learner.student.backbone(views, None)[0].patches  # type: ignore[operator]
+    teacher = learner.teachers["old"].backbone(views)[0].patches  # type: ignore[operator, union-attr]
+    assert teacher.shape == (16, 4, 32)
+    maps = teacher.transpose(1, 2).reshape(16, 32, 2, 2)
+    maps = torch.nn.functional.interpolate(maps, size=(4, 4), mode="bicubic", align_corners=False)
+    grams = [
+        (x / x.norm(dim=-1, keepdim=True)) @ (x / x.norm(dim=-1, keepdim=True)).transpose(1, 2)
+        for x in (student, maps.flatten(2).transpose(1, 2))
+    ]
+    torch.testing.assert_close(value, (grams[0] - grams[1]).square().mean().detach(), rtol=1e-9, atol=0)
+
+
+def test_other_numbers_of_prototypes_cannot_be_compared() -> None:
+    heads = "{dino: {prototypes: 13, hidden: 16, bottleneck: 8}}"
+    with pytest.raises(UserError, match=r"terms\.dino: the student has 12 prototypes, its teacher 13"):
+        tiny_learner(
+            tiny_recipe(
+                f"teachers.old={{weights: frozen, checkpoint: drawn, heads: {heads}}}",
+                "terms.dino.teacher=old",
+            )
+        )
 
 
 def test_teachers_may_be_shown_other_crops_than_the_student() -> None:

@@ -2,9 +2,17 @@ import math
 
 import pytest
 import torch
+from gloo import run_ranks
 from scholarch.config.schema import OptimizerSection
+from scholarch.draws import torch_generator
+from scholarch.training.assemble import build_learner
+from scholarch.training.learner import Learner
+from scholarch.training.networks import Execution
 from scholarch.training.optimizer import Group, Optimizer, group_of, lr_factor
 from tiny_training import random_pictures, tiny_learner, tiny_recipe
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 OPTIONS = tiny_recipe().optimizer
 
@@ -27,6 +35,7 @@ def options(**changes: object) -> OptimizerSection:
         ("backbone", "norm.weight", 41, False, False),
         ("heads.dino", "mlp.0.weight", 41, True, False),
         ("heads.dino", "last_layer.weight", 41, True, True),
+        ("heads.dino", "last_layer2.weight_v", 41, True, True),
     ],
 )
 def test_groups(part: str, name: str, layer: int, decays: bool, prototypes: bool) -> None:
@@ -113,3 +122,39 @@ def test_clip_is_by_part() -> None:
         squares = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
         expected = min(float(norms[part]), 0.01)
         assert math.sqrt(squares) == pytest.approx(expected, rel=1e-3), part
+
+
+def test_clip_is_by_tensor() -> None:
+    """g min(1, c / (|g| + 1e-6)) of each one (reference.md 4.3); the parts' norms are told all the same."""
+    learner, found, norms = clipped(None)
+    for name, p in learner.student.named_parameters():
+        scale = min(1.0, 0.05 / (float(gradient(name, p).norm()) + 1e-6))
+        torch.testing.assert_close(found[name], gradient(name, p) * scale, rtol=1e-12, atol=0)
+    assert float(norms["backbone"]) > 0.05
+
+
+@pytest.mark.gloo
+def test_clip_by_tensor_is_the_same_on_shards() -> None:
+    _, whole, _ = clipped(None)
+    for found in run_ranks(2, lambda group: clipped(group)[1]):
+        for name, expected in whole.items():
+            torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def gradient(name: str, p: torch.Tensor) -> torch.Tensor:
+    return torch.randn(p.shape, dtype=torch.float64, generator=torch_generator(0, name)) * (
+        0.1 if "norm" in name else 1e-3
+    )
+
+
+def clipped(group: ProcessGroup | None) -> tuple[Learner, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Gradients after clipping by tensor, sharded where there is a group."""
+    recipe = tiny_recipe("optimizer.clip=0.05", "optimizer.clip_each=tensor")
+    mesh = None if group is None else init_device_mesh("cpu", (2,))
+    learner = build_learner(recipe, Execution(device=torch.device("cpu"), precision="fp64", mesh=mesh), group)
+    for name, p in learner.student.named_parameters():
+        whole = gradient(name, p)
+        p.grad = distribute_tensor(whole, p.device_mesh, p.placements) if isinstance(p, DTensor) else whole
+    norms = Optimizer(learner.student, recipe.optimizer, global_batch=8, total_steps=6).clip()
+    found = {n: p.grad for n, p in learner.student.named_parameters()}
+    return learner, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}, norms

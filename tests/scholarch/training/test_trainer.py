@@ -108,7 +108,12 @@ def losses_with(group: ProcessGroup, folder: Path, overrides: tuple[str, ...]) -
 
 @pytest.mark.parametrize(
     "overrides",
-    [("training.activation_checkpointing=selective",), ("training.activation_checkpointing=full",), ("training.micro_batch=4",), ("training.workers=1",)],
+    [
+        ("training.activation_checkpointing=selective",),
+        ("training.activation_checkpointing=full",),
+        ("training.micro_batch=4",),
+        ("training.workers=1",),
+    ],
 )
 def test_how_it_is_carried_out_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     plain = run_ranks(1, losses_with, tmp_path / "a", ())[0]

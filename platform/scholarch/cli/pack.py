@@ -1,0 +1,130 @@
+"""`scholarch pack`: pictures into shards with a manifest, which any number of machines can stream."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+
+from scholarch.errors import EXIT_DONE, EXIT_FAILED
+
+SHOWN = 10
+PLAIN_EVERY_SECONDS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument(
+        "source",
+        help="a folder or s3:// prefix of pictures, .tar or .parquet files, or a .txt list of pictures",
+    )
+    parser.add_argument("target", nargs="?", help="an empty or new folder or s3://BUCKET/PREFIX")
+    parser.add_argument("--verify", action="store_true", help="read everything back and check all checksums")
+    parser.add_argument("--labels", choices=("auto", "folders", "none"), default="auto", help="default: auto")
+    parser.add_argument("--resize", type=int, metavar="PIXELS", help="make shorter sides at most this long")
+    parser.add_argument("--shard-size", default="64 MB", metavar="SIZE", help="default: 64 MB")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Packs, verifies or both; 1 if something is damaged."""
+    from scholarch.errors import UserError
+    from scholarch.storage.objects import open_objects
+
+    if arguments.target is None:
+        if not arguments.verify:
+            raise UserError(
+                "names no target",
+                where="pack",
+                fix="scholarch pack SOURCE s3://BUCKET/PREFIX, or --verify SOURCE",
+            )
+        return _verify(arguments.source)
+    from scholarch.data.packing.pack import pack
+    from scholarch.data.packing.places import open_input
+    from scholarch.storage.local import parse_size, readable_size
+
+    shard_bytes = parse_size(arguments.shard_size, "--shard-size")
+    if arguments.resize is not None and arguments.resize < 1:
+        raise UserError(f"{arguments.resize} is no number of pixels", where="--resize")
+    target = open_objects(arguments.target)
+    target.check()
+    progress = Progress("packed")
+    _say(f"listing {arguments.source}")
+    source = open_input(arguments.source, arguments.labels)
+    _say(f"{len(source.listing.names):,} pictures, {readable_size(sum(source.listing.sizes))}")
+    manifest = pack(
+        source,
+        target,
+        address=arguments.source,
+        command=shlex.join(["scholarch", *sys.argv[1:]]),
+        shard_bytes=shard_bytes,
+        workers=arguments.workers or len(os.sched_getaffinity(0)),
+        resize=arguments.resize,
+        progress=progress,
+    )
+    progress.end()
+    for entry in manifest.broken[:SHOWN]:
+        _say(f"left out: {entry}")
+    if len(manifest.broken) > SHOWN:
+        _say(f"left out: {len(manifest.broken) - SHOWN} more, all named in the manifest")
+    labels = f", {len(manifest.classes)} classes" if manifest.classes else ""
+    _say(
+        f"{manifest.samples:,} pictures in {len(manifest.shards)} shards{labels}, {len(manifest.broken)} left out"
+    )
+    if arguments.verify and (code := _verify(arguments.target)):
+        return code
+    print(f"next: scholarch pretrain data={arguments.target}")
+    return EXIT_DONE
+
+
+def _verify(address: str) -> int:
+    from scholarch.data.packing.verify import verify
+    from scholarch.storage.objects import open_objects
+
+    objects = open_objects(address)
+    objects.check()
+    progress = Progress("verified")
+    manifest, damaged = verify(objects, lambda done, total: progress(done, total, 0))
+    progress.end()
+    for entry in damaged:
+        print(f"damaged: {entry}")
+    if damaged:
+        _say(f"{address} is damaged: restore these files, or pack the pictures again")
+        return EXIT_FAILED
+    print(f"{address}: {manifest.samples:,} pictures in {len(manifest.shards)} shards are what was packed")
+    return EXIT_DONE
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One refreshing line with speed and time left; plain lines where there is no terminal."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb, self.began, self.last = verb, time.monotonic(), time.monotonic()
+        self.shown = False
+
+    def __call__(self, done: int, total: int, broken: int) -> None:
+        from scholarch.cli.console import duration
+
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if not terminal and done < total and now - self.last < PLAIN_EVERY_SECONDS:
+            return
+        self.last, speed = now, done / max(now - self.began, 1e-9)
+        left = f"  ETA {duration((total - done) / speed)}" if done < total else ""
+        damaged = f"  {broken} left out" if broken else ""
+        line = f"{self.verb} {done:,}/{total:,}  {speed:,.0f} img/s{left}{damaged}"
+        print(
+            f"\r{line:<72}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True
+        )
+        self.shown = terminal
+
+    def end(self) -> None:
+        """Goes on to a new line."""
+        if self.shown:
+            print(file=sys.stderr)

@@ -1,0 +1,1 @@
+"""From pictures in any place to a packed data set."""

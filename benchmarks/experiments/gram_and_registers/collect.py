@@ -16,7 +16,7 @@ from scholarch.models.features import Backbone
 from scholarch.registry.backbone import assemble
 from scholarch.storage.local import write_text
 from scholarch.storage.records import RECORDS_NAME, read_records
-from scholarch.training.checkpoint import Checkpoint, committed, teacher_weights
+from scholarch.training.checkpoint import Checkpoint, backbone_weights, committed
 from scholarch.training.recipe import recipe_from
 from train import RUNS, Course, checkpoint
 
@@ -33,7 +33,7 @@ def recipe_of(run: Path) -> Recipe:
 def teacher_at(run: Path, found: Checkpoint) -> Backbone:
     """The moving average's backbone, in evaluation mode: what a run would give away."""
     recipe = recipe_of(run)
-    return assemble(recipe.model, teacher_weights(found, recipe, "ema")).float().eval()
+    return assemble(recipe.model, backbone_weights(found, recipe.model, "teachers.ema")).float().eval()
 
 
 def tokens_at(run: Path, found: Checkpoint, scenes: Scenes) -> Tokens:

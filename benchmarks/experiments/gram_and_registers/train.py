@@ -93,7 +93,7 @@ def overrides(run: str, folder: Path, course: Course) -> list[str]:
         return ["model.registers=0"]
     if run == "plain":
         return []
-    early, branch = (checkpoint(folder / "plain", step).path for step in (course.early, course.branch))
+    early, branch = (checkpoint(folder / "plain", step).address for step in (course.early, course.branch))
     return [
         f"init_from.checkpoint={branch}",
         "init_from.continue=true",
@@ -146,6 +146,7 @@ def train(
     start = trainer.resume(begin) if begin else trainer.begin()
     if start == 0:
         trainer.checkpoints.save(trainer.learner, trainer.optimizer, 0)  # to be measured untrained
+        trainer.checkpoints.wait()
     outcome, step = trainer.run(start)
     if outcome == "interrupted":
         raise KeyboardInterrupt(f"{place} stopped at step {step}; the same command goes on")

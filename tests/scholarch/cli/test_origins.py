@@ -62,7 +62,7 @@ def test_a_run_tells_model_and_heads_of_the_teacher(first: Path, capsys: pytest.
     assert main([*DIGITS, *distilled(run), "training.checkpoint_every=1"]) == 0
     assert "teacher big vit, " in " ".join(capsys.readouterr().err.split())
     teacher = saved()["teachers"]["big"]
-    newest = committed(Path("teacher/checkpoints"))[-1].address
+    newest = Path(committed(Path("teacher/checkpoints"))[-1].address)
     assert teacher["found"] == {"name": str(newest), "sha256": sha256(newest / "manifest.json")}
     assert teacher["model"]["embed_dim"] == 24  # type: ignore[index]
     assert sorted(teacher["heads"]) == ["dino", "ibot"]  # type: ignore[call-overload]

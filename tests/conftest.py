@@ -5,12 +5,20 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import multiprocessing.forkserver
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from minio_server import MinioServer, find_minio
+
+
+def _environment(server: MinioServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    # Loader workers have the environment of the server that forks them: it starts anew with this one.
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def _minio(folder: Path) -> MinioServer:
@@ -29,8 +37,7 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
 @pytest.fixture
 def bucket(minio: MinioServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of a new bucket, with the environment that reaches it."""
-    for name, value in minio.environment.items():
-        monkeypatch.setenv(name, value)
+    _environment(minio, monkeypatch)
     return minio.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
 
 
@@ -38,6 +45,5 @@ def bucket(minio: MinioServer, monkeypatch: pytest.MonkeyPatch) -> str:
 def own_minio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MinioServer]:
     """A MinIO of this test alone, with the environment that reaches it."""
     with _minio(tmp_path / "minio") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+        _environment(server, monkeypatch)
         yield server

@@ -59,7 +59,7 @@ def state(run: Path) -> dict[str, Any]:
     checkpoint = committed(run / "checkpoints")[-1]
     shapes = saved_shapes(checkpoint)
     flat: dict[str, Any] = {key: torch.full(shape, torch.nan) for key, shape in shapes.items()}
-    load(flat, checkpoint_id=checkpoint.path, no_dist=True)
+    load(flat, checkpoint_id=checkpoint.data(), no_dist=True)
     return flat
 
 

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], str]] = {
         ("pretrain", "data=broken"),
         "none of the 3 pictures",
     ),
-    "data of another scheme": (None, ("pretrain", "data=s3://bucket/x"), "s3:// is not supported"),
+    "data of another scheme": (None, ("pretrain", "data=gs://bucket/x"), "gs:// is not supported"),
     "unknown recipe": (None, ("pretrain", "--recipe", "demo/digit"), "did you mean demo/digits?"),
     "unknown key": (None, (*DIGITS, "trainin.steps=3"), "did you mean `training`?"),
     "value out of range": (None, (*DIGITS, "training.steps=0"), "greater than or equal to 1"),

@@ -95,7 +95,7 @@ def test_every_picture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(kind, "read", counted(kind.read, reads))
     words = (*TINY, *MIXED, "training.workers=0")
     with world() as here:
-        plan = make_plan(Request("demo/digits", words, Path("run"), False), here)
+        plan = make_plan(Request("demo/digits", words, "run", resume=False, run=Path("run")), here)
     assert plan.recipe.data.evaluated == "numbers"
     assert plan.recipe.data.channels == 1
     assert max(reads.values()) == 1

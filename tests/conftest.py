@@ -9,6 +9,7 @@ import multiprocessing.forkserver
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from minio_server import MinioServer, find_minio
@@ -18,7 +19,11 @@ def _environment(server: MinioServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     # Loader workers have the environment of the server that forks them: it starts anew with this one.
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    # Its end is not waited for: a process that another test has left would hold it up.
+    forker: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    if forker._forkserver_alive_fd is not None:
+        os.close(forker._forkserver_alive_fd)
+        forker._forkserver_alive_fd = forker._forkserver_address = forker._forkserver_pid = None
 
 
 def _minio(folder: Path) -> MinioServer:

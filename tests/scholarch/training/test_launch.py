@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
+from torch.distributed import TCPStore
 
 SECONDS = 120
 
@@ -350,6 +351,37 @@ def test_two_nodes_form_one_world(stand_in: Callable[[str], Path]) -> None:
     # What torch's C++ store writes when its host leaves first is none of our messages.
     assert [node.end()[0] for node in nodes] == [0, 0]
     assert [(folder / f"sum-{rank}").read_text() for rank in range(2)] == ["2 3", "2 3"]
+
+
+@pytest.mark.gloo
+def test_nodes_that_end_their_workers_unequally_late_meet_at_once(
+    stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last call begins when the slowest has come: no round of two in between, which would go on for ever."""
+    monkeypatch.setitem(SHORT_TIMERS, "last_call_timeout", 3)
+    folder = stand_in("""
+        def save(*_):
+            time.sleep(5 if rank == 0 else 0)
+            sys.exit(75)
+        signal.signal(signal.SIGTERM, save)
+        (folder / f"{world}-{rank}-{os.getpid()}").touch()
+        while world == 2 or len(list(folder.glob("3-*"))) < 3:
+            time.sleep(0.05)
+    """)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    rendezvous = f"localhost:{store.port}"
+
+    def start() -> Started:
+        return Started(folder, nodes=(2, 3), rendezvous=rendezvous, run_id="three")
+
+    nodes = [start(), start()]
+    limit = time.monotonic() + SECONDS
+    while len(list(folder.glob("2-*"))) < 2:
+        assert time.monotonic() < limit, "two nodes do not begin"
+        time.sleep(0.1)
+    nodes.append(start())
+    assert [node.end()[0] for node in nodes] == [0, 0, 0]
+    assert len(list(folder.glob("2-*"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scholarch.config.names import known_keys
 from scholarch.config.scale import Scale, tiny
@@ -183,20 +183,36 @@ def validate(data: Mapping[str, Any], kinds: Kinds, where: str) -> Recipe:
     Raises:
         UserError: with every mistake at once.
     """
-    schema = recipe_type(kinds)
+    try:
+        return resolve_schedules(validated(recipe_type(kinds), written_out(data), where))
+    except TypeError as error:
+        raise _mistakes([str(error)], where) from None
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validated(schema: type[S], data: Mapping[str, Any], where: str) -> S:
+    """Plain data as an instance of a strict schema.
+
+    Raises:
+        UserError: with every mistake at once, in the user's words.
+    """
     try:
         # JSON mode: strict about numbers and strings, but a list may stand for a tuple.
-        recipe = schema.model_validate_json(json.dumps(written_out(data)))
-        return resolve_schedules(recipe)
+        return schema.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = _in_plain_words(schema, error)
+        raise _mistakes(_in_plain_words(schema, error), where) from None
     except TypeError as error:
-        lines = [str(error)]
+        raise _mistakes([str(error)], where) from None
+
+
+def _mistakes(lines: Sequence[str], where: str) -> UserError:
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    raise UserError(f"{count}\n" + "\n".join(f"  - {line}" for line in lines), where=where)
+    return UserError(f"{count}\n" + "\n".join(f"  - {line}" for line in lines), where=where)
 
 
-def _in_plain_words(schema: type[Recipe], error: ValidationError) -> list[str]:
+def _in_plain_words(schema: type[BaseModel], error: ValidationError) -> list[str]:
     """One line for each key; what the members of a union say of it is joined by "or"."""
     by_path: dict[str, list[str]] = {}
     for problem in error.errors():

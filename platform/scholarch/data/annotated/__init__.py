@@ -1,0 +1,1 @@
+"""Data of evaluations: pictures with what is known of them."""

@@ -27,6 +27,7 @@ def pretrain(
     mounts: list[str] | None = None,
     restarts: int = -1,
     retries: int = 0,
+    store: str = "",
 ) -> specs.AppDef:
     """Pretrains a backbone: `scholarch pretrain` on the workers of one or more nodes.
 
@@ -48,6 +49,7 @@ def pretrain(
         mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
         restarts: faults after which a node starts its workers again; -1 is 3 with several nodes, 0 with one
         retries: times that the scheduler starts the job again
+        store: HOST:PORT of a `python -m scholarch.training.store`, which MIN:MAX needs unless -s scholarch brings it
 
     Raises:
         ComponentValidationException: nodes is neither N nor MIN:MAX, or there is no such resource
@@ -64,6 +66,7 @@ def pretrain(
         mounts=mounts,
         restarts=restarts,
         retries=retries,
+        store=store,
     )
 
 

@@ -32,6 +32,7 @@ def app(
     mounts: Sequence[str] | None = None,
     restarts: int = RESTARTS_UNSET,
     retries: int = 0,
+    store: str = "",
 ) -> specs.AppDef:
     """An app whose one role starts our launcher on each node.
 
@@ -43,6 +44,7 @@ def app(
         mounts: as TorchX has them on the command line.
         restarts: faults after which a node starts its workers again; RESTARTS_UNSET: the launcher's rule.
         retries: times that the scheduler starts the job again.
+        store: HOST:PORT at which the nodes meet, where the scheduler brings none; the first node when empty.
 
     Raises:
         ComponentValidationException: `nodes` is neither N nor MIN:MAX. It is the one exception that
@@ -54,7 +56,7 @@ def app(
         raise ComponentValidationException(f"nodes: {nodes!r}; write N, or MIN:MAX with 1 <= MIN <= MAX")
     _find_python()
     # The first node's host stands in a variable whose name only the scheduler knows: $$ is TorchX's $.
-    meeting = f"$${{{specs.macros.rank0_env}}}:{RENDEZVOUS_PORT}" if most > 1 else ""
+    meeting = store or f"$${{{specs.macros.rank0_env}}}:{RENDEZVOUS_PORT}"
     python, *launcher = LAUNCHER
     tried_again: dict[str, Any] = {"inPlace": restarts} if restarts >= 0 else {}
     tried_again |= {"attempts": retries + 1} if retries else {}
@@ -68,7 +70,7 @@ def app(
             nodes=nodes,
             processes=processes or max(resource.gpu, 1),
             run_id=specs.macros.app_id,
-            rendezvous=meeting,
+            rendezvous=meeting if most > 1 else "",
             max_restarts=restarts if restarts >= 0 else None,
         ),
         env=dict(env or {}),

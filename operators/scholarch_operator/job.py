@@ -101,6 +101,7 @@ def _pod(run: Run, attempt: int, settings: Settings) -> Manifest:
         stall=spec.stall_seconds,
         join=spec.gang.timeout_seconds + JOIN_MARGIN,
         termination_message=TERMINATION_MESSAGE,
+        code=spec.code,
     )
     volumes, mounts = _volumes(run)
     container = {

@@ -33,6 +33,14 @@ def places(spec: TrainingRunSpec) -> list[str]:
     return found[::-1]
 
 
+def _placed(progress: Progress, name: str) -> Progress:
+    """With the checkpoint's name under the run's address, for the stages of a run count their steps anew."""
+    if not isinstance(progress.checkpoint, int):
+        return progress
+    checkpoint = f"{name.removesuffix(FILE)}checkpoints/step-{progress.checkpoint:09d}"
+    return progress.model_copy(update={"checkpoint": checkpoint})
+
+
 class ProgressReader:
     """Remembers that a store does not answer, so that one outage does not hold up every run."""
 
@@ -48,7 +56,7 @@ class ProgressReader:
             objects.retry_seconds = TRY_SECONDS
             for name in places(spec):
                 try:
-                    return Progress.model_validate_json(objects.read(name)), True
+                    return _placed(Progress.model_validate_json(objects.read(name)), name), True
                 except FileNotFoundError:
                     continue
         except (Unreachable, UserError, OSError):

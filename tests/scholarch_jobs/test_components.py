@@ -88,6 +88,13 @@ def test_kubernetes_elastic_nodes() -> None:
     assert container(tasks[0])["ports"] == [{"containerPort": 29400, "name": "rendezvous"}]
 
 
+def test_store_outside_the_nodes() -> None:
+    job = rendered("--nodes", "2:3", "--store", "meeting:29400")
+    for task in job["spec"]["tasks"]:
+        command = container(task)["command"]
+        assert command[command.index("--rendezvous") + 1] == "meeting:29400"
+
+
 def test_command_line_renders_from_the_repository_root() -> None:
     done = torchx(
         "run", "--dryrun", "-s", "kubernetes", "--workspace", "", "-cfg", "queue=default,validate_spec=False",

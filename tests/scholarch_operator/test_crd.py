@@ -75,7 +75,7 @@ def test_fields_are_a_decision() -> None:
     """A new field is public: it is added here too."""
     spec = crd.training_run()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     assert sorted(spec["properties"]) == [
-        "cancel", "data", "env", "gang", "graceSeconds", "image", "mlflow", "model", "nodes", "overrides",
+        "cancel", "code", "data", "env", "gang", "graceSeconds", "image", "mlflow", "model", "nodes", "overrides",
         "placement", "priorityClass", "processes", "queue", "resources", "retries", "run", "secrets", "stages",
         "stallSeconds", "suspend", "ttlSeconds", "verb", "volumes",
     ]  # fmt: skip

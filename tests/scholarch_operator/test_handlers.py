@@ -86,11 +86,14 @@ def test_progress_is_read_as_it_was_written(bucket: str, tmp_path: Path) -> None
     reader = ProgressReader()
     assert reader.read(run) == (None, True), "the store answers that there is none"
     writer = Writer(tmp_path, total=100, world_size=2)
+    writer.committed = lambda: 5
+    writer.page = lambda: "http://mlflow/#/experiments/1/runs/a"
     writer.recorded({"step": 7, "loss/total": 4.5})
     open_objects(run.run).write("progress.json", (tmp_path / "progress.json").read_bytes())
     progress, known = reader.read(run)
     assert known
     assert progress is not None
     assert (progress.step, progress.total, progress.loss, progress.world_size) == (7, 100, 4.5, 2)
-    assert progress.checkpoint is None
+    assert progress.checkpoint == "checkpoints/step-000000005"
+    assert progress.mlflow_url.endswith("runs/a")
     assert abs((datetime.now(UTC) - progress.aware_time).total_seconds()) < 600

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import scholarch_jobs
 import yaml
 from scholarch.config.training_run import TrainingRunSpec
 from torchx.runner import get_runner
@@ -76,6 +81,32 @@ def test_dryrun_prints_what_kubectl_takes(tmp_path: Path) -> None:
             "retries": {"inPlace": 1, "attempts": 5},
         },
     }
+
+
+def test_code_is_named_by_its_content_and_sent_by_no_dryrun(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("VALUE = 1")
+    code = rendered("scholarch_jobs.pretrain", "--recipe", "demo/digits", code=str(tmp_path))["spec"]["code"]
+    assert re.fullmatch(r"s3://runs/team/code/[0-9a-f]{64}\.tar\.gz", code)
+    (tmp_path / "mine.py").write_text("VALUE = 2")
+    again = rendered("scholarch_jobs.pretrain", "--recipe", "demo/digits", code=str(tmp_path))["spec"]["code"]
+    assert again != code
+    with pytest.raises(ComponentValidationException, match="no such folder"):
+        rendered("scholarch_jobs.pretrain", "--recipe", "demo/digits", code=str(tmp_path / "none"))
+    with pytest.raises(InvalidRunConfigException, match="code needs a place in S3"):
+        rendered("scholarch_jobs.evaluate", "--model", "models:/a@champion", code=str(tmp_path), runs="")
+
+
+def test_sample_of_the_configuration_names_what_there_is() -> None:
+    sample = configparser.ConfigParser()
+    sample.read_string(
+        re.sub(r"^# (?=\w+ =)", "", (ROOT / "jobs/torchxconfig.sample").read_text(), flags=re.M)
+    )
+    from torchx_plugins.schedulers.scholarch import Options
+
+    assert set(sample["scholarch"]) <= {option.name for option in fields(Options)}
+    assert sample["cli:run"]["scheduler"] == "scholarch"
+    arguments = set(inspect.signature(scholarch_jobs.pretrain).parameters)
+    assert set(sample["component:scholarch_jobs.pretrain"]) <= arguments
 
 
 def test_evaluation() -> None:

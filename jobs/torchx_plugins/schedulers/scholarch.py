@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -26,7 +27,9 @@ from scholarch.config.training_run import (
     VERSION,
     TrainingRunSpec,
 )
-from scholarch.errors import UserError
+from scholarch.errors import RunFailed, UserError
+from scholarch.storage.code import pack, send
+from scholarch.storage.objects import is_s3, joined
 from torchx.plugins import register
 from torchx.schedulers.api import (
     DescribeAppResponse,
@@ -84,6 +87,9 @@ class Options(StructuredOpts):
 
     runs: str = ""
     """where runs are kept that name no place of their own: s3://BUCKET/PREFIX"""
+
+    code: str = ""
+    """folder of packages that replace the image's, such as platform; kept beside the runs"""
 
     gang: str = "none"
     """who starts the nodes together: none, kueue, volcano or native"""
@@ -150,6 +156,7 @@ class ScholarchScheduler(Scheduler[Options]):
 
         self._context = dryrun_info.cfg.context
         meta = dryrun_info.request["metadata"]
+        _send_code(dryrun_info.request, dryrun_info.cfg)
         try:
             self._custom().create_namespaced_custom_object(
                 GROUP, VERSION, meta["namespace"], PLURAL, dryrun_info.request
@@ -360,6 +367,7 @@ def manifest(app: AppDef, options: Options) -> Manifest:
             raise InvalidRunConfigException(reason, "runs", options)
         asked["run"] = f"{options.runs.rstrip('/')}/{name}"
     try:
+        asked |= _code(options, asked.get("run", ""))
         spec = TrainingRunSpec.parse({**asked, **_of_role(role), **_of_options(options)})
     except UserError as error:
         raise ComponentValidationException(str(error)) from None
@@ -369,6 +377,29 @@ def manifest(app: AppDef, options: Options) -> Manifest:
         "metadata": {"name": name, "namespace": options.namespace},
         "spec": spec.manifest(),
     }
+
+
+def _code(options: Options, run: str) -> Manifest:
+    if not options.code:
+        return {}
+    place = options.runs or run
+    if not is_s3(place):
+        reason = "code needs a place in S3 that the pods reach: -cfg runs=s3://BUCKET/PREFIX"
+        raise InvalidRunConfigException(reason, "code", options)
+    return {"code": joined(place, "code", pack(Path(options.code))[0])}
+
+
+def _send_code(request: Manifest, options: Options) -> None:
+    address = request["spec"].get("code", "")
+    if not (address and options.code):
+        return
+    try:
+        name, data = pack(Path(options.code))
+        if not address.endswith(f"/{name}"):
+            raise UserError("the files have changed since", where=f"code: {options.code}", fix="submit again")
+        send(address, data)
+    except (UserError, RunFailed) as error:
+        raise ComponentValidationException(str(error)) from None
 
 
 def _of_role(role: Role) -> Manifest:

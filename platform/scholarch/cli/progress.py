@@ -17,8 +17,8 @@ class Progress:
     """An Observer that keeps `<run>/progress.json` up to date, at most every APART_SECONDS.
 
     Its keys: `step`, `total`, `loss`, `images_per_second`, `eta_seconds`, `slowest_rank` (the one with the
-    most work and waiting for data of its own), `world_size`, `checkpoint` (step of the newest; null: none)
-    and `time` (seconds since 1970). What is not known yet is null.
+    most work and waiting for data of its own), `world_size`, `checkpoint` (step of the newest; null: none),
+    `mlflow_url` (the run's page, or empty) and `time` (seconds since 1970). What is not known yet is null.
 
     Args:
         run: the run's folder.
@@ -27,11 +27,13 @@ class Progress:
 
     Attributes:
         committed: finished steps of the newest checkpoint; None: there is none.
+        page: address of the run's page in MLflow; empty while nobody knows.
     """
 
     def __init__(self, run: Path, total: int, world_size: int) -> None:
         self.run, self.total, self.world_size = run, total, world_size
         self.committed: Callable[[], int | None] = lambda: None
+        self.page: Callable[[], str] = lambda: ""
         self._record: Mapping[str, float] = {}
         self._written = -APART_SECONDS
 
@@ -56,6 +58,7 @@ class Progress:
             "slowest_rank": None if slowest is None else int(slowest),
             "world_size": self.world_size,
             "checkpoint": saved,
+            "mlflow_url": self.page(),
             "time": time.time(),
         }
         write_text(self.run / PROGRESS_NAME, json.dumps(content))

@@ -90,7 +90,8 @@ class Session:
 
     def _track(self, plan: Plan) -> Tracker:
         parent = self.request.parent
-        experiment = parse_yaml((parent / RECIPE).read_text())["name"] if parent else plan.recipe.name
+        recipe = parse_yaml((parent / RECIPE).read_text())["name"] if parent else plan.recipe.name
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe
         tracker = Tracker.start(plan.run, experiment, plan.run.name, known_run(plan.run))
         if parent and (nested_in := known_run(parent)):
             tracker.tags({"mlflow.parentRunId": nested_in})
@@ -114,6 +115,7 @@ class Session:
         trainer = build_trainer(plan.local, plan.split.train, layout, world, plan.checkpoints, observers)
         trainer.checkpoints.before_commit = self.request.before_commit
         progress.committed = lambda: trainer.checkpoints.committed or start or None
+        progress.page = lambda: self.tracker.page if self.tracker else ""
         trainer.probes += self._probes(plan, trainer.learner)
         if plan.start is not None:
             start = trainer.resume(plan.start)

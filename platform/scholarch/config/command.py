@@ -44,6 +44,7 @@ def launch_arguments(
     stall: int | None = None,
     join: int | None = None,
     termination_message: str = "",
+    code: str = "",
 ) -> list[str]:
     """What follows `python -m scholarch.training.launch`.
 
@@ -58,6 +59,7 @@ def launch_arguments(
         stall: seconds without a step after which workers are started again; None: the launcher's own.
         join: seconds to wait for the meeting place and for enough nodes; None: the launcher's own.
         termination_message: file for a JSON message about how the node ended.
+        code: archive of packages that take the place of the installed ones.
     """
     arguments = ["--nodes", nodes, "--run-id", run_id, "--processes", str(processes)]
     arguments += ["--max-restarts", str(max_restarts)] if max_restarts is not None else []
@@ -66,4 +68,5 @@ def launch_arguments(
     arguments += ["--stall", str(stall)] if stall is not None else []
     arguments += ["--join", str(join)] if join is not None else []
     arguments += ["--termination-message", termination_message] if termination_message else []
+    arguments += ["--code", code] if code else []
     return [*arguments, "--", *verb]

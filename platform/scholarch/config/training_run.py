@@ -45,6 +45,9 @@ FIXED: JsonDict = {"immutable": True}
 Name = Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
 Text = Annotated[str, Field(max_length=1024)]
 Label = Annotated[str, Field(max_length=316, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?)?$")]
+Archive = Annotated[
+    str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-a-z0-9.]+/([^\s/]+/)*[0-9a-f]{64}\.tar\.gz)?$")
+]
 Quantity = Annotated[str, Field(max_length=16, pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Cores = Annotated[
     str,
@@ -243,6 +246,11 @@ class TrainingRunSpec(Part):
     verb: Literal["pretrain", "evaluate"] = Field("pretrain", json_schema_extra=FIXED)
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")] = Field(
         json_schema_extra=FIXED
+    )
+    code: Archive = Field(
+        "",
+        json_schema_extra=FIXED,
+        description="packages that take the place of the image's: an archive whose name is its SHA-256",
     )
     stages: list[Stage] = Field(default_factory=list, max_length=8, json_schema_extra=FIXED)
     overrides: list[

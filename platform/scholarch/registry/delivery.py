@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from scholarch.registry.client import connect, local_uri, missing, reason, refused
 from scholarch.registry.machine import MachineSampler
@@ -58,6 +59,7 @@ class Delivery:
         self._params: dict[str, str] = {}
         self._key = uuid.uuid4().hex
         self.run_id: str | None = target.resume_id
+        self.page = ""
         self.refused: list[str] = []
 
     def send(self) -> None:
@@ -119,6 +121,7 @@ class Delivery:
             # Another server than before, or a run that somebody removed: metrics.jsonl has it all.
             self.run_id = self._create_run()
             run = self._client.get_run(self.run_id)
+        self.page = _page(self._target.uri, run.info)
         self._params = dict(run.data.params)
         # The latest value of a metric, as MLflow means it, is the one with the highest step.
         self._marks = {metric.key: metric.step for metric in run.data.to_proto().metrics}
@@ -248,6 +251,15 @@ def known_run(folder: Path) -> str | None:
     """Id of the MLflow run that a run folder was tracked under, or None."""
     path = folder / _KNOWN_FILE
     return str(json.loads(path.read_text())["run_id"]) if path.exists() else None
+
+
+def _page(uri: str, info: Any) -> str:
+    """Where a browser shows the run; empty where no server does."""
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    where = urlsplit(uri)
+    server = where._replace(netloc=where.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return f"{server}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
 def metric_name(key: str) -> str:

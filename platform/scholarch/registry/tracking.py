@@ -84,6 +84,11 @@ class Tracker:
         return self._delivery.run_id
 
     @property
+    def page(self) -> str:
+        """Address of the run's page, without credentials; empty until the server has answered, or without one."""
+        return self._delivery.page
+
+    @property
     def trouble(self) -> str:
         """Why nothing can be sent at the moment; empty when all is well."""
         return self._trouble

@@ -33,7 +33,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT
+from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, RunFailed, UserError
+from scholarch.storage.code import bring
 from scholarch.training.agent import EXIT_FAULT, SIGNALS, Agent, exit_code, say
 from scholarch.training.distributed import COLLECTIVE_TIMEOUT, COLLECTIVE_TIMEOUT_SECONDS
 from scholarch.training.watch import SETTLING_FACTOR
@@ -73,6 +74,7 @@ class Launch:
         collective_timeout: seconds after which an exchange between workers is given up.
         join: seconds to wait for the store and for enough nodes.
         termination_message: file for a JSON object {reason, step, checkpoint, rank} at the end.
+        code: archive of packages that the workers import in place of the installed ones.
     """
 
     arguments: tuple[str, ...]
@@ -88,6 +90,7 @@ class Launch:
     collective_timeout: float = COLLECTIVE_TIMEOUT_SECONDS
     join: float = 900.0
     termination_message: Path | None = None
+    code: str = ""
 
 
 @dataclass
@@ -130,12 +133,24 @@ def launch(request: Launch) -> int:
     os.environ[COLLECTIVE_TIMEOUT] = f"{request.collective_timeout:g}"
     ending = Ending()
     try:
+        _bring_code(request.code)
         code = _attempts(request, ending)
     except SignalException:
         code, ending.reason = EXIT_INTERRUPTED, "interrupted"
+    except (UserError, RunFailed) as error:
+        code, ending.reason = error.exit_code, str(error)
+        say(f"error: {ending.reason}")
     if request.termination_message is not None:
         _leave_message(request.termination_message, ending)
     return code
+
+
+def _bring_code(address: str) -> None:
+    """Puts the packages of an archive before those that are installed, for the workers; not for this process."""
+    if address:
+        folder = bring(address, Path(tempfile.gettempdir()) / f"scholarch-code-{os.getuid()}")
+        others = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{others}" if others else str(folder)
 
 
 def _attempts(request: Launch, ending: Ending) -> int:
@@ -303,6 +318,12 @@ def _parse(argv: Sequence[str] | None) -> Launch:
         type=Path,
         metavar="FILE",
         help="where a JSON object {reason, step, checkpoint, rank} is left at the end",
+    )
+    add(
+        "--code",
+        default="",
+        metavar="ARCHIVE",
+        help="packages in place of the installed ones: s3://.../SHA256.tar.gz, which is verified",
     )
     add("--module", default=Launch.module, help=argparse.SUPPRESS)
     add("arguments", nargs=argparse.REMAINDER, metavar="-- VERB ...", help="the command of each worker")

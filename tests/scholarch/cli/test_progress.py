@@ -8,7 +8,8 @@ from scholarch.cli import progress
 from scholarch.cli.progress import PROGRESS_NAME, Progress
 
 KEYS = [
-    "step", "total", "loss", "images_per_second", "eta_seconds", "slowest_rank", "world_size", "checkpoint", "time",
+    "step", "total", "loss", "images_per_second", "eta_seconds", "slowest_rank", "world_size", "checkpoint",
+    "mlflow_url", "time",
 ]  # fmt: skip
 
 
@@ -28,11 +29,13 @@ def test_not_more_often_than_every_15_seconds(tmp_path: Path, monkeypatch: pytes
         now += 4.0
     assert steps == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8]
     observer.committed = lambda: 10
+    observer.page = lambda: "http://mlflow/#/experiments/1/runs/a"
     observer.write()
     found = json.loads(path.read_text())
     assert list(found) == KEYS
     assert (found["step"], found["total"], found["loss"], found["slowest_rank"]) == (11, 20, 7.5, 1)
     assert (found["world_size"], found["checkpoint"]) == (3, 10)
+    assert found["mlflow_url"].endswith("runs/a")
 
 
 def test_before_the_first_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -152,11 +153,12 @@ def test_a_server_that_is_late_and_dies_loses_and_doubles_no_point(
     train(tmp_path, 0, 100)
     while "cannot be reached" not in caplog.text:
         time.sleep(0.1)
-    assert tracker.run_id is None
+    assert (tracker.run_id, tracker.page) == (None, "")
 
     server.start()
     train(tmp_path, 100, 200)
     assert tracker.wait(120)
+    assert re.fullmatch(rf"{server.uri}/#/experiments/\d+/runs/{tracker.run_id}", tracker.page)
     train(tmp_path, 200, 600)  # killed while requests are on their way
     server.kill()
     train(tmp_path, 600, 700)

@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -18,6 +20,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from scholarch.storage.code import pack, send
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
 from torch.distributed import TCPStore
@@ -283,6 +286,25 @@ def test_worker_ends_with_its_agent(stand_in: Callable[[str], Path]) -> None:
     while process.exists() and "(zombie)" not in (process / "status").read_text():
         assert time.monotonic() < limit, "the worker lives on"
         time.sleep(0.05)
+
+
+def test_code_takes_the_place_of_what_is_installed(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("import words; (folder / 'said').write_text(words.SAID)")
+    (folder / "words.py").write_text("SAID = 'installed'")
+    (folder / "edited").mkdir()
+    (folder / "edited" / "words.py").write_text("SAID = 'edited'")
+    name, data = pack(folder / "edited")
+    send(f"{folder}/kept/{name}", data)
+    assert Started(folder, code=f"{folder}/kept/{name}").end()[0] == 0
+    assert (folder / "said").read_text() == "edited"
+    (folder / "kept" / name).write_bytes(b"other")
+    for brought in Path(tempfile.gettempdir()).glob(f"scholarch-code-{os.getuid()}/{name.split('.')[0]}"):
+        shutil.rmtree(brought)
+    message = folder / "message"
+    code, said = Started(folder, code=f"{folder}/kept/{name}", termination_message=message).end()
+    assert code == 2
+    assert "the archive has SHA-256" in said
+    assert "the archive has SHA-256" in json.loads(message.read_text())["reason"]
 
 
 def test_faults_count_in_a_row_only(stand_in: Callable[[str], Path]) -> None:

@@ -1,3 +1,8 @@
+"""The cluster that `KUBECONFIG` names; without one these tests are skipped."""
+
+from __future__ import annotations
+
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,12 +14,14 @@ from operators import Operator, the_operator
 @pytest.fixture(scope="session")
 def api() -> Api:
     """The API server."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set")
     return Api()
 
 
 @pytest.fixture(scope="session")
 def operator(api: Api) -> Iterator[Operator]:
-    """The operator that looks after runs."""
+    """The one that looks after runs."""
     found = the_operator(api)
     try:
         yield found
@@ -24,5 +31,6 @@ def operator(api: Api) -> Iterator[Operator]:
 
 @pytest.fixture
 def namespace(api: Api) -> Iterator[str]:
+    """Of this test alone."""
     with api.namespace() as name:
         yield name

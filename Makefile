@@ -45,7 +45,7 @@ faults: $(READY) ## seeded faults against elastic runs in MinIO (a draft: not ye
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults --write ../docs/faults.md $(ARGS)
 
 cluster-test: $(READY) ## tests on a real Kubernetes; they come with the operator
-	@$(BIN)/pytest -m cluster $(ARGS); code=$$?; \
+	@$(BIN)/pytest -m "cluster and not long" $(ARGS); code=$$?; \
 	if [ $$code -eq 5 ]; then echo "There are no cluster tests yet: they come with the operator."; \
 	else exit $$code; fi
 

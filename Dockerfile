@@ -1,26 +1,39 @@
-# The image of a run: `docker build -t scholarch:0.1.0 .`, or with buildah.
-# BASE is any image with Python 3.11 or newer at /usr/bin/python3 or in PATH, the same in both stages.
+# The image of a run, of the operator and of MLflow: `docker build -t scholarch:0.1.0 .`, or with buildah.
+# BASE is any image with Python 3.11 or newer at /usr/bin/python3 or in PATH.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
-FROM ${BASE} AS build
-WORKDIR /src
-COPY .ci/bring_uv.py .ci/
-RUN python3 .ci/bring_uv.py /opt/uv
-ENV PATH=/opt/uv/bin:$PATH \
-    UV_PROJECT_ENVIRONMENT=/opt/scholarch \
+FROM ${BASE} AS uv
+COPY .ci/bring_uv.py /
+RUN python3 /bring_uv.py /opt/uv
+
+# The packages of the lock file first: a change of the source does not install them again.
+FROM ${BASE} AS packages
+ENV UV_PROJECT_ENVIRONMENT=/opt/scholarch \
     UV_PYTHON_DOWNLOADS=never \
     UV_LINK_MODE=copy \
     UV_COMPILE_BYTECODE=1
+# Packages that a cluster without GPUs can do without, e.g. "triton nvidia-cusolver".
+ARG LEAVE_OUT=""
+# 0 where the build has uv's cache mounted at /root/.cache/uv.
+ARG UV_NO_CACHE=1
+RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    --mount=type=bind,source=pyproject.toml,target=/src/pyproject.toml \
+    --mount=type=bind,source=uv.lock,target=/src/uv.lock \
+    cd /src && /opt/uv/bin/uv sync --frozen --no-dev --extra server --no-install-project \
+    $(for name in $LEAVE_OUT; do echo "--no-install-package $name"; done)
+
+FROM packages AS project
+WORKDIR /src
 COPY pyproject.toml uv.lock README.md LICENSE ./
-# The packages of the lock file first: a change of the source does not install them again.
-RUN uv sync --frozen --no-dev --no-install-project
 COPY platform platform
 COPY jobs jobs
 COPY operators operators
-RUN uv sync --frozen --no-dev --no-editable
+RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    /opt/uv/bin/uv build --quiet --wheel --out-dir /wheel \
+    && /opt/uv/bin/uv pip install --quiet --no-deps --python /opt/scholarch/bin/python --prefix /project /wheel/*.whl
 
-FROM ${BASE}
-COPY --from=build /opt/scholarch /opt/scholarch
+FROM packages
+COPY --from=project /project /opt/scholarch
 ENV PATH=/opt/scholarch/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \

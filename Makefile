@@ -33,8 +33,9 @@ format: $(READY) ## write what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-crds: $(READY) ## write the CRDs of the chart from the operator's models
+crds: $(READY) ## write what the charts have from the operator's models: CRDs, values of a run
 	@$(BIN)/python -m scholarch_operator.crd charts/scholarch/templates/crds
+	@$(BIN)/python -m scholarch_operator.values charts/scholarch-run/values.schema.json
 
 docs: $(READY) ## check links and commands of the documentation
 	@$(BIN)/pytest tests/test_docs.py $(ARGS)

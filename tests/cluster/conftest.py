@@ -1,21 +1,38 @@
-"""The cluster that `KUBECONFIG` names; without one these tests are skipped."""
+"""The cluster that `KUBECONFIG` names, where `.ci/cluster up` has put the images.
+
+Without one, tests say why they are skipped; under CI that is a failure, for tests that do not run are not passed.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from commands import state_of
 from runs_api import Api
 
 from operators import Operator, the_operator
 
 
+def _missing() -> str:
+    if not os.environ.get("KUBECONFIG"):
+        return "KUBECONFIG is not set: `.ci/cluster up` starts a cluster (root, Go, Debian's packages)"
+    missing = [program for program in ("kubectl", "helm") if shutil.which(program) is None]
+    return f"no {' and no '.join(missing)} in PATH" if missing else ""
+
+
 @pytest.fixture(scope="session")
 def api() -> Api:
     """The API server."""
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set")
+    reason = _missing()
+    if reason and os.environ.get("CI"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
     return Api()
 
 
@@ -30,7 +47,17 @@ def operator(api: Api) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def namespace(api: Api) -> Iterator[str]:
-    """Of this test alone."""
+def namespace(api: Api, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of this test alone; where the test fails, what is in it is printed."""
     with api.namespace() as name:
         yield name
+        if getattr(request.node, "failed", False):
+            sys.stderr.write(state_of(name))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any) -> Any:
+    """Tells fixtures that their test failed."""
+    report = yield
+    item.failed = getattr(item, "failed", False) or report.failed
+    return report

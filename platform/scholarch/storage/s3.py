@@ -199,6 +199,15 @@ class S3Objects:
         for entry in self.entries(f"{under}/"):
             self.remove(entry.name)
 
+    def make_bucket(self) -> None:
+        """Makes the bucket where it is missing."""
+
+        def make() -> None:
+            if not self.client.bucket_exists(self.bucket):
+                self.client.make_bucket(self.bucket)
+
+        self._tried("", make)
+
     def check(self) -> None:
         start = f"{self.prefix}/" if self.prefix else ""
         try:

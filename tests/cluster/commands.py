@@ -13,7 +13,9 @@ def run(*command: str, stdin: str | None = None, seconds: float = 300, check: bo
     """A command's output; fails the test with what it wrote."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
     if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        raise AssertionError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
     return done.stdout
 
 
@@ -21,7 +23,7 @@ def objects(*arguments: str) -> list[Manifest]:
     """What `kubectl get ARGUMENTS` finds."""
     found = run("kubectl", "get", *arguments, "-o", "json", "--ignore-not-found")
     parsed = json.loads(found) if found.strip() else {"items": []}
-    items: list[Manifest] = parsed["items"] if "items" in parsed else [parsed]
+    items: list[Manifest] = parsed.get("items", [parsed])
     return items
 
 

@@ -57,7 +57,7 @@ def _member(union: Any, tag: Any) -> Any:
 
 def _fields(owner: Any) -> dict[str, Any]:
     if isinstance(owner, type) and issubclass(owner, BaseModel):
-        return {name: info.annotation for name, info in owner.model_fields.items()}
+        return {info.alias or name: info.annotation for name, info in owner.model_fields.items()}
     if dataclasses.is_dataclass(owner):
         hints = typing.get_type_hints(owner, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(owner)}

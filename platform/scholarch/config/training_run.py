@@ -7,9 +7,10 @@ as a Python predicate, so that a mistake is refused with the same words before a
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -27,6 +28,7 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from scholarch.config.names import known_keys
 from scholarch.config.rules import Rule, bytes_of, unique
 from scholarch.errors import UserError
 
@@ -85,6 +87,29 @@ class Part(BaseModel):
         if broken:
             raise ValueError("; ".join(broken))
         return self
+
+    @classmethod
+    def read(cls, spec: Mapping[str, Any], where: str) -> Self:
+        """A section from plain data with camelCase keys.
+
+        Args:
+            where: what it stands in, for messages.
+
+        Raises:
+            UserError: naming every mistake and where it is.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(spec))
+        except ValidationError as error:
+            said = "; ".join(_said(cls, item) for item in error.errors(include_url=False))
+        except TypeError as error:  # YAML has dates, which JSON has not
+            said = str(error)
+        raise UserError(said, where=where)
+
+    def manifest(self) -> dict[str, Any]:
+        """The section as in an object, without what is left at its default."""
+        found: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return found
 
 
 class Stage(Part):
@@ -352,17 +377,7 @@ class TrainingRunSpec(Part):
         Raises:
             UserError: naming every mistake and where it is.
         """
-        try:
-            return cls.model_validate_json(json.dumps(spec))
-        except ValidationError as error:
-            raise UserError(
-                "; ".join(_said(item) for item in error.errors(include_url=False)), where="TrainingRun"
-            ) from None
-
-    def manifest(self) -> dict[str, Any]:
-        """The spec as in an object, without what is left at its default."""
-        found: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return found
+        return cls.read(spec, KIND)
 
     @property
     def workers(self) -> int:
@@ -370,6 +385,11 @@ class TrainingRunSpec(Part):
         return self.processes or max(self.resources.gpus, 1)
 
 
-def _said(error: Any) -> str:
+def _said(kind: type[Part], error: Any) -> str:
     where = ".".join(["spec", *(str(part) for part in error["loc"])])
+    if error["type"] == "extra_forbidden":
+        known = known_keys(kind, error["loc"])[1]
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
     return f"{where}: {str(error['msg']).removeprefix('Value error, ')}"

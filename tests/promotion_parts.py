@@ -1,0 +1,44 @@
+"""Policies and results for tests of promotion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scholarch.config.promotion import PolicySpec
+from scholarch.registry.decision import Contender
+from scholarch.storage.results import EvaluatedData, EvaluatedModel, Result
+
+FINGERPRINT = "ab" * 16
+SUITES = [{"name": "digits", "data": {"digits": FINGERPRINT}}]
+GATE = {"suite": "digits", "metric": "knn/top1"}
+
+
+def a_policy(*gates: dict[str, Any], **more: Any) -> PolicySpec:
+    found = [{**GATE, **gate} for gate in gates or ({"bound": 0.8},)]
+    return PolicySpec.read({"model": "dino", "suites": SUITES, "gates": found, **more}, "test")
+
+
+def data(fingerprint: str = FINGERPRINT) -> EvaluatedData:
+    return EvaluatedData(address="builtin:digits", fingerprint=fingerprint, samples={"test": 4}, broken={})
+
+
+def a_result(version: str, value: float | np.ndarray, **changes: Any) -> Result:
+    """A number alone has no samples."""
+    samples = {"knn/top1": value} if isinstance(value, np.ndarray) else {}
+    address = f"models:/dino/{version}"
+    found = {
+        "model": EvaluatedModel(address=address, origin=address, sha256="0" * 64),
+        "suite": "digits",
+        "evaluations": {"knn": {"neighbours": 20}},
+        "data": {"digits": data()},
+        "metrics": {"knn/top1": float(np.mean(value))},
+        "samples": samples,
+        "code": "0",
+    }
+    return Result(**found | changes)  # type: ignore[arg-type]
+
+
+def contender(version: str, value: float | np.ndarray = 0.9, **changes: Any) -> Contender:
+    known = {key: changes.pop(key) for key in ("approved", "withdrawn") if key in changes}
+    return Contender(version, {"digits": a_result(version, value, **changes)}, **known)

@@ -14,19 +14,19 @@ SUITES = [{"name": "digits", "data": {"digits": FINGERPRINT}}]
 GATE = {"suite": "digits", "metric": "knn/top1"}
 
 
-def a_policy(*gates: dict[str, Any], **more: Any) -> PolicySpec:
+def a_policy(*gates: dict[str, Any], model: str = "dino", **more: Any) -> PolicySpec:
     found = [{**GATE, **gate} for gate in gates or ({"bound": 0.8},)]
-    return PolicySpec.read({"model": "dino", "suites": SUITES, "gates": found, **more}, "test")
+    return PolicySpec.read({"model": model, "suites": SUITES, "gates": found, **more}, "test")
 
 
 def data(fingerprint: str = FINGERPRINT) -> EvaluatedData:
     return EvaluatedData(address="builtin:digits", fingerprint=fingerprint, samples={"test": 4}, broken={})
 
 
-def a_result(version: str, value: float | np.ndarray, **changes: Any) -> Result:
+def a_result(version: str, value: float | np.ndarray, name: str = "dino", **changes: Any) -> Result:
     """A number alone has no samples."""
     samples = {"knn/top1": value} if isinstance(value, np.ndarray) else {}
-    address = f"models:/dino/{version}"
+    address = f"models:/{name}/{version}"
     found = {
         "model": EvaluatedModel(address=address, origin=address, sha256="0" * 64),
         "suite": "digits",

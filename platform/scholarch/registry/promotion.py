@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scholarch.config.promotion import PolicySpec
 from scholarch.errors import RunFailed, UserError
@@ -34,6 +34,19 @@ EVIDENCE = "promotion"
 _TAG_LENGTH = 2000
 _DESCRIPTION_LENGTH = 5000
 _ROUNDS = 5
+
+
+class Names(NamedTuple):
+    """A registered model and the aliases that are moved."""
+
+    model: str
+    champion: str = "champion"
+    previous: str = "previous"
+
+    @classmethod
+    def of(cls, policy: PolicySpec) -> Names:
+        """Those of a policy."""
+        return cls(policy.model, policy.champion_alias, policy.previous_alias)
 
 
 class Overtaken(RunFailed):
@@ -75,9 +88,9 @@ class Promoter:
         by: who acts, for the log.
     """
 
-    def __init__(self, client: Any, policy: PolicySpec, by: str) -> None:
-        self._client, self._policy, self._by = client, policy, by
-        self._log = policy.model + SUFFIX
+    def __init__(self, client: Any, names: Names, by: str) -> None:
+        self._client, self._names, self._by = client, names, by
+        self._log = names.model + SUFFIX
 
     def look(self) -> Standing:
         """The model's aliases and its log.
@@ -87,15 +100,15 @@ class Promoter:
         """
         history = self._history()
         try:
-            aliases = self._client.get_registered_model(self._policy.model).aliases
+            aliases = self._client.get_registered_model(self._names.model).aliases
         except Exception as error:
             if missing(error):
                 raise UserError(
-                    f"there is no registered model {self._policy.model}", fix="train and register one first"
+                    f"there is no registered model {self._names.model}", fix="train and register one first"
                 ) from error
             raise
         found = {name: str(version) for name, version in aliases.items()}
-        return Standing(found, history, self._policy.champion_alias)
+        return Standing(found, history, self._names.champion)
 
     def settle(self) -> Standing:
         """Finishes an act that somebody has left in the middle; the standing after it."""
@@ -105,7 +118,9 @@ class Promoter:
         self._follow()
         return self.look()
 
-    def record(self, decision: Decision, results: Mapping[str, Mapping[str, Result]]) -> Act | None:
+    def record(
+        self, policy: PolicySpec, decision: Decision, results: Mapping[str, Mapping[str, Result]]
+    ) -> Act | None:
         """Records a promotion or a refusal with its evidence, and makes the champion; safe to repeat.
 
         Args:
@@ -119,13 +134,13 @@ class Promoter:
         """
         if decision.verdict not in ("promote", "refuse"):
             return None
-        document = _evidence(self._policy, decision, results)
+        document = _evidence(policy, decision, results)
         digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
         kind = "promotion" if decision.verdict == "promote" else "refusal"
         history = self._history()
         if any(act.decision == digest and act.kind == kind for act in history.acts) and kind == "refusal":
             return None
-        version = self._client.get_model_version(self._policy.model, decision.candidate)
+        version = self._client.get_model_version(self._names.model, decision.candidate)
         evidence = f"{EVIDENCE}/{digest}/decision.json"
         if version.run_id:
             self._client.log_dict(version.run_id, document, evidence)
@@ -151,12 +166,11 @@ class Promoter:
         """
         history = self.settle().history
         if not history.previous:
+            what = f"there is no champion before version {history.champion}"
             raise UserError(
-                f"there is no champion before version {history.champion}"
-                if history.champion
-                else "nothing was promoted yet",
-                where=self._policy.model,
-                fix="scholarch promote NAME --history shows what was promoted",
+                what if history.champion else "nothing was promoted yet",
+                where=self._names.model,
+                fix=f"scholarch promote {self._names.model} --history shows what was promoted",
             )
         act = Act(
             number=0,
@@ -183,7 +197,7 @@ class Promoter:
     def _append(self, act: Act, description: str, run_id: str | None) -> Act:
         self._make_log()
         tags = {key: value[:_TAG_LENGTH] for key, value in act.tags().items() if value}
-        source = f"models:/{self._policy.model}/{act.after}"
+        source = f"models:/{self._names.model}/{act.after}"
         entry = self._client.create_model_version(
             self._log, source, run_id, tags=tags, description=description[:_DESCRIPTION_LENGTH]
         )
@@ -192,7 +206,7 @@ class Promoter:
             history = self._history()
             if number in history.void:
                 raise Overtaken(
-                    f"somebody else came first: the champion of {self._policy.model} is version "
+                    f"somebody else came first: the champion of {self._names.model} is version "
                     f"{history.champion} now"
                 )
             self._follow()
@@ -202,8 +216,8 @@ class Promoter:
         try:
             self._client.create_registered_model(
                 self._log,
-                tags={"scholarch.log": self._policy.model},
-                description=f"Who made which version of {self._policy.model} champion, and why. "
+                tags={"scholarch.log": self._names.model},
+                description=f"Who made which version of {self._names.model} champion, and why. "
                 "Written by scholarch; not a model, and not for editing.",
             )
         except Exception as error:
@@ -216,29 +230,29 @@ class Promoter:
             before = self._history()
             act = before.last
             assert act is not None
-            if not self._set(before, self._policy.champion_alias, before.champion):
+            if not self._set(before, self._names.champion, before.champion):
                 continue
-            if not self._set(before, self._policy.previous_alias, before.previous):
+            if not self._set(before, self._names.previous, before.previous):
                 continue
             self._mark(act)
             after = self._history()
             if after.last is not None and after.last.number == act.number:
                 self._client.set_model_version_tag(self._log, str(act.number), "done", "true")
                 return
-        raise Overtaken(f"others keep promoting {self._policy.model}; look at it again")
+        raise Overtaken(f"others keep promoting {self._names.model}; look at it again")
 
     def _set(self, history: History, alias: str, version: str) -> bool:
         """Moves an alias if it is elsewhere; False: a newer act is there."""
-        holds = self._client.get_registered_model(self._policy.model).aliases.get(alias)
+        holds = self._client.get_registered_model(self._names.model).aliases.get(alias)
         if str(holds or "") == version:
             return True
         now = self._history()
         if now.last != history.last:
             return False
         if version:
-            self._client.set_registered_model_alias(self._policy.model, alias, version)
+            self._client.set_registered_model_alias(self._names.model, alias, version)
         else:
-            self._client.delete_registered_model_alias(self._policy.model, alias)
+            self._client.delete_registered_model_alias(self._names.model, alias)
         return True
 
     def _mark(self, act: Act) -> None:
@@ -248,10 +262,10 @@ class Promoter:
         words |= {act.before: f"rolled back by act {act.number}"} if rolled_back else {}
         words |= {} if rolled_back else {act.after: f"made champion by act {act.number}"}
         for version, text in words.items():
-            self._client.set_model_version_tag(self._policy.model, version, "promotion", text)
+            self._client.set_model_version_tag(self._names.model, version, "promotion", text)
         if act.evidence:
             self._client.set_model_version_tag(
-                self._policy.model, act.after, "promotion.evidence", act.evidence
+                self._names.model, act.after, "promotion.evidence", act.evidence
             )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,15 @@ def history() -> Callable[[str, str | None, str], list[tuple[int, float]]]:
         return sorted((point.step, point.value) for point in points)
 
     return read
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -> Iterator[MlflowServer]:
+    """A server that was not started yet."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(fresh_database, folder / "mlflow.db")
+    server = MlflowServer(folder)
+    try:
+        yield server
+    finally:
+        server.kill()

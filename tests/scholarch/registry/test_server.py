@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import random
 import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 from PIL import Image
 from scholarch.models import build_backbone
 from scholarch.models.initialise import initialise
@@ -33,61 +28,6 @@ from scholarch.storage.records import append_record
 
 pytestmark = pytest.mark.service
 History = Callable[[str, str | None, str], list[tuple[int, float]]]
-
-
-class Server:
-    """`mlflow server` on a port of loopback, with SQLite and a local artifact folder behind it."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers; nothing when it runs already."""
-        if self.process is not None:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 90
-        while not self._healthy():
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                self.kill()
-                pytest.fail(
-                    f"mlflow server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}"
-                )
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-            self.process = None
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -> Iterator[Server]:
-    """A server that was not started yet."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(fresh_database, folder / "mlflow.db")
-    server = Server(folder)
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 class LosingProxy:
@@ -140,7 +80,7 @@ def check_every_point_once(read: History, uri: str, run_id: str | None, steps: i
 
 
 def test_a_server_that_is_late_and_dies_loses_and_doubles_no_point(
-    server: Server,
+    server: MlflowServer,
     tmp_path: Path,
     history: History,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,7 +116,7 @@ def test_a_server_that_is_late_and_dies_loses_and_doubles_no_point(
 
 
 def test_lost_answers_double_nothing(
-    server: Server, tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer, tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -205,7 +145,7 @@ def test_lost_answers_double_nothing(
 
 
 def test_a_model_goes_through_the_server_and_back(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
     import pandas as pd

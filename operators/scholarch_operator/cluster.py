@@ -17,6 +17,8 @@ from scholarch_operator.names import MANAGER
 from scholarch_operator.objects import Manifest
 from scholarch_operator.observed import Body, Run
 from scholarch_operator.plan import Plan
+from scholarch_operator.promotion import Promotion
+from scholarch_operator.promotion_status import PromotionStatus
 from scholarch_operator.status import RunStatus
 
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -63,7 +65,7 @@ class Cluster:
         for manifest in todo.create:
             if self._version(run) != version:
                 raise OutdatedError
-            self._create(manifest)
+            self.create(manifest)
         for name, patch in todo.patch:
             self._on_job("patch", run, name, body=patch, content_type="application/merge-patch+json")
         for name in todo.delete:
@@ -72,8 +74,10 @@ class Cluster:
             options = {"propagationPolicy": "Background", "preconditions": {"uid": run.uid}}
             self._runs().delete(name=run.name, namespace=run.namespace, body=options)
 
-    def write_status(self, namespace: str, run: str, version: str, status: RunStatus) -> str:
-        """Writes the status onto the run that was looked at; gives its new version.
+    def write_status(
+        self, namespace: str, name: str, version: str, status: RunStatus | PromotionStatus, kind: str = KIND
+    ) -> str:
+        """Writes the status onto the object that was looked at; gives its new version.
 
         Raises:
             OutdatedError: if it has changed since.
@@ -83,9 +87,9 @@ class Cluster:
             {"op": "add", "path": "/status", "value": status.manifest()},
         ]
         try:
-            written = self._runs().status.patch(
+            written = self._resource(API_VERSION, kind).status.patch(
                 body=patch,
-                name=run,
+                name=name,
                 namespace=namespace,
                 content_type="application/json-patch+json",
                 _request_timeout=TIMEOUT_SECONDS,
@@ -98,19 +102,19 @@ class Cluster:
             raise
         return str(written.metadata.resourceVersion)
 
-    def tell(self, run: Run, reason: str, message: str) -> None:
-        """An Event on the run."""
+    def tell(self, about: Run | Promotion, reason: str, message: str, kind: str = KIND) -> None:
+        """An Event on an object."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{run.name}-", "namespace": run.namespace},
+            "metadata": {"generateName": f"{about.name}-", "namespace": about.namespace},
             "involvedObject": {
                 "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": run.name,
-                "namespace": run.namespace,
-                "uid": run.uid,
+                "kind": kind,
+                "name": about.name,
+                "namespace": about.namespace,
+                "uid": about.uid,
             },
             "reason": reason,
             "message": message[:1024],
@@ -119,7 +123,7 @@ class Cluster:
             "firstTimestamp": now,
             "lastTimestamp": now,
         }
-        self._resource("v1", "Event").create(body=event, namespace=run.namespace)
+        self._resource("v1", "Event").create(body=event, namespace=about.namespace)
 
     def forget(self, namespace: str, run: str) -> None:
         """Frees what is remembered of a run that is gone."""
@@ -138,7 +142,8 @@ class Cluster:
         )
         self._applied[key] = content
 
-    def _create(self, manifest: Manifest) -> None:
+    def create(self, manifest: Manifest) -> None:
+        """Makes an object, if it is not there already."""
         resource = self._resource(manifest["apiVersion"], manifest["kind"])
         try:
             resource.create(body=manifest, field_manager=MANAGER, _request_timeout=TIMEOUT_SECONDS)

@@ -11,13 +11,16 @@ from typing import Any
 import kopf
 from kubernetes.config import ConfigException
 from prometheus_client import REGISTRY, start_http_server
+from scholarch.config.promotion import POLICIES, PROMOTIONS
 from scholarch.config.training_run import GROUP, PLURAL, VERSION
 
 from scholarch_operator.cluster import Cluster
 from scholarch_operator.controller import Controller, Key
+from scholarch_operator.evaluation_run import PROMOTION_LABEL, read_evaluation
 from scholarch_operator.metrics import RunCollector
 from scholarch_operator.names import ROLE_LABEL, RUN_LABEL, WORKER
 from scholarch_operator.observed import Job, Pod
+from scholarch_operator.promoter import PromotionController
 from scholarch_operator.settings import Settings
 
 METRICS_PORT = 9090
@@ -45,8 +48,19 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **found: Any) -> Non
     )
     REGISTRY.register(RunCollector(memo.controller.bodies))
     start_http_server(METRICS_PORT)
-    memo.work = asyncio.create_task(memo.controller.work(), name="controller")
-    memo.work.add_done_callback(_end_with)
+    promoter = PromotionController(
+        cluster,
+        Settings.from_environment(),
+        promotions=found["promotions"],
+        policies=found["policies"],
+        runs=found["evaluations"],
+    )
+    memo.work = [
+        asyncio.create_task(memo.controller.work(), name="controller"),
+        asyncio.create_task(promoter.work(), name="promotions"),
+    ]
+    for task in memo.work:
+        task.add_done_callback(_end_with)
 
 
 def _end_with(task: asyncio.Task[None]) -> None:
@@ -58,7 +72,8 @@ def _end_with(task: asyncio.Task[None]) -> None:
 @kopf.on.cleanup()
 async def stop(memo: Any, **_: Any) -> None:
     """No half-done work: what was begun in a thread is waited for by Python itself."""
-    memo.work.cancel()
+    for task in memo.work:
+        task.cancel()
 
 
 @kopf.index(GROUP, VERSION, PLURAL)
@@ -79,6 +94,25 @@ def pods(namespace: str | None, labels: Any, body: kopf.Body, **_: Any) -> dict[
     """Workers' pods by their run."""
     found = Pod.parse(labels[RUN_LABEL], body)
     return {(namespace or "", labels[RUN_LABEL]): found} if found else None
+
+
+@kopf.index(GROUP, VERSION, PLURAL, labels={PROMOTION_LABEL: kopf.PRESENT})
+def evaluations(namespace: str | None, labels: Any, body: kopf.Body, **_: Any) -> dict[Key, Any] | None:
+    """Evaluations by their promotion."""
+    found = read_evaluation(body)
+    return {(namespace or "", labels[PROMOTION_LABEL]): found} if found else None
+
+
+@kopf.index(GROUP, VERSION, PROMOTIONS)
+def promotions(namespace: str | None, name: str, body: kopf.Body, **_: Any) -> dict[Key, Any]:
+    """Promotions by their key."""
+    return {(namespace or "", name): dict(body)}
+
+
+@kopf.index(GROUP, VERSION, POLICIES)
+def policies(namespace: str | None, name: str, body: kopf.Body, **_: Any) -> dict[Key, Any]:
+    """Policies by their key."""
+    return {(namespace or "", name): dict(body)}
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)

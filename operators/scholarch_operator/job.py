@@ -72,7 +72,7 @@ def launch_nodes(nodes: Nodes) -> str:
 def verb_arguments(spec: TrainingRunSpec) -> list[str]:
     """The command of each worker."""
     if spec.verb == "evaluate":
-        return evaluate_arguments(spec.model, data=spec.data)
+        return evaluate_arguments(spec.model, data=spec.data, suite=spec.suite, overrides=spec.overrides)
     recipes = [
         stage.recipe or f"{RECIPES}/stage-{number}.yaml" for number, stage in enumerate(spec.stages, 1)
     ]

@@ -13,6 +13,7 @@ from scholarch_operator.status import CONDITIONS, RunStatus
 
 RECONCILES = Counter("scholarch_reconciles", "Looks at a run", ["outcome"])
 RECONCILE_SECONDS = Histogram("scholarch_reconcile_seconds", "Time of one look at a run")
+PROMOTIONS = Counter("scholarch_promotions", "Looks at a promotion, by its verdict", ["verdict"])
 
 _OF_RUN = ["namespace", "run"]
 _VALUES: tuple[tuple[str, str, Callable[[RunStatus], float | None]], ...] = (

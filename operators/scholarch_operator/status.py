@@ -25,15 +25,20 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
 
-class Condition(Part):
-    """One of `CONDITIONS`, as Kubernetes has them."""
+class Observation(Part):
+    """What a condition says, as Kubernetes has them."""
 
-    type: Literal["Suspended", "Scheduled", "Running", "Stalled", "Complete", "Failed"]
     status: Literal["True", "False", "Unknown"]
     reason: Reason
     message: Message = ""
     last_transition_time: Time
     observed_generation: int = 0
+
+
+class Condition(Observation):
+    """One of `CONDITIONS`."""
+
+    type: Literal["Suspended", "Scheduled", "Running", "Stalled", "Complete", "Failed"]
 
 
 class Attempt(Part):

@@ -24,11 +24,10 @@ def changed(change: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**TABLE["valid"], **change}.items() if value is not None}
 
 
-def test_file_in_the_chart_is_the_generated_one() -> None:
-    path = ROOT / "charts/scholarch/templates/crds/trainingruns.yaml"
-    assert path.read_text() == crd.template(), (
-        "python -m scholarch_operator.crd charts/scholarch/templates/crds"
-    )
+@pytest.mark.parametrize("plural", crd.DEFINITIONS)
+def test_file_in_the_chart_is_the_generated_one(plural: str) -> None:
+    path = ROOT / f"charts/scholarch/templates/crds/{plural}.yaml"
+    assert path.read_text() == crd.template(plural), "make crds"
 
 
 @pytest.mark.parametrize("case", TABLE["invalid"], ids=lambda case: case["name"])
@@ -55,20 +54,26 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
             yield from nodes(schema[key], f"{path}[]")
 
 
-def test_schema_is_structural_and_bounded() -> None:
-    schema = crd.training_run()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    spec = schema["properties"]["spec"]
-    for path, node in nodes(spec):
+@pytest.mark.parametrize("plural", crd.DEFINITIONS)
+def test_schema_is_structural_and_bounded(plural: str) -> None:
+    schema = crd.DEFINITIONS[plural]()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for path, node in nodes(schema["properties"]["spec"]):
         assert "$ref" not in node, path
         assert "type" in node or "x-kubernetes-int-or-string" in node, path
         assert node.get("type") != "array" or "maxItems" in node, path
         assert node.get("type") != "string" or "maxLength" in node or "enum" in node, path
         assert "additionalProperties" not in node or "maxProperties" in node, path
+    if "status" in schema["properties"]:
+        conditions = schema["properties"]["status"]["properties"]["conditions"]
+        assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+        assert not [path for path, node in nodes(schema["properties"]["status"]) if "default" in node]
+
+
+def test_defaults_of_sections_are_written_out() -> None:
+    schema = crd.training_run()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    spec = schema["properties"]["spec"]
     # An object's default is not filled in further before its rules are applied.
     assert spec["properties"]["nodes"]["default"] == {"min": 1, "max": 1, "sizes": []}
-    conditions = schema["properties"]["status"]["properties"]["conditions"]
-    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
-    assert not [path for path, node in nodes(schema["properties"]["status"]) if "default" in node]
 
 
 def test_fields_are_a_decision() -> None:
@@ -77,5 +82,5 @@ def test_fields_are_a_decision() -> None:
     assert sorted(spec["properties"]) == [
         "cancel", "code", "data", "env", "gang", "graceSeconds", "image", "mlflow", "model", "nodes", "overrides",
         "placement", "priorityClass", "processes", "queue", "resources", "retries", "run", "secrets", "stages",
-        "stallSeconds", "suspend", "ttlSeconds", "verb", "volumes",
+        "stallSeconds", "suite", "suspend", "ttlSeconds", "verb", "volumes",
     ]  # fmt: skip

@@ -27,7 +27,14 @@ def test_no_handler_needs_a_finalizer() -> None:
     assert handlers.runs is not None
     assert not list(registry._spawning.get_all_handlers())
     assert not list(registry._changing.get_all_handlers())
-    assert {str(handler.id) for handler in registry._indexing.get_all_handlers()} == {"runs", "jobs", "pods"}
+    assert {str(handler.id) for handler in registry._indexing.get_all_handlers()} == {
+        "runs",
+        "jobs",
+        "pods",
+        "promotions",
+        "policies",
+        "evaluations",
+    }
 
 
 def test_operator_imports_no_torch() -> None:

@@ -27,8 +27,12 @@ def pretrain_arguments(
     return [*arguments, *overrides]
 
 
-def evaluate_arguments(model: str, *, data: str = "") -> list[str]:
-    """`evaluate ...`, with the result as JSON in the log."""
+def evaluate_arguments(
+    model: str, *, data: str = "", suite: str = "", overrides: Sequence[str] = ()
+) -> list[str]:
+    """`evaluate ...`, with the result as JSON in the log; that of a suite goes to MLflow too."""
+    if suite:
+        return ["evaluate", model, "--suite", suite, "--to", "/tmp/evaluation", "--json", *overrides]
     return ["evaluate", model, *(["--data", data] if data else []), "--json"]
 
 

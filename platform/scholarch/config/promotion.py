@@ -20,6 +20,7 @@ from scholarch.config.training_run import (
     VERSION,
     Gang,
     Name,
+    Override,
     Part,
     Placement,
     Resources,
@@ -31,6 +32,7 @@ from scholarch.config.training_run import (
 from scholarch.errors import UserError
 
 POLICY, POLICIES = "PromotionPolicy", "promotionpolicies"
+APPROVED = f"{GROUP}/approved"
 PROMOTION, PROMOTIONS = "ModelPromotion", "modelpromotions"
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/:'\"\s]+$")]
@@ -44,6 +46,9 @@ class SuiteSection(Part):
     """A suite that a candidate goes through, and the data that it was agreed on."""
 
     name: SuiteName = Field(description="as of `scholarch evaluate --suite`")
+    overrides: list[Override] = Field(
+        default_factory=list, max_length=16, description="such as data.imagenet.address=s3://BUCKET/PREFIX"
+    )
     data: dict[str, Checksum] = Field(
         min_length=1,
         max_length=16,
@@ -152,9 +157,6 @@ class PromotionSpec(Part):
     policy: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     version: Annotated[str, Field(max_length=16, pattern=r"^[0-9]*$")] = Field(
         "", description="of the model; empty: whichever has the candidate alias, and those that follow it"
-    )
-    approved: Annotated[str, Field(max_length=16, pattern=r"^[0-9]*$")] = Field(
-        "", description="a version that somebody has looked at, where the policy holds candidates"
     )
     suspend: bool = Field(False, description="evaluates and decides nothing until it is false again")
 

@@ -50,6 +50,7 @@ Label = Annotated[str, Field(max_length=316, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9
 Archive = Annotated[
     str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-a-z0-9.]+/([^\s/]+/)*[0-9a-f]{64}\.tar\.gz)?$")
 ]
+Override = Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z_][A-Za-z0-9_.\[\]-]*=[^\n]*$")]
 Quantity = Annotated[str, Field(max_length=16, pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Cores = Annotated[
     str,
@@ -278,17 +279,18 @@ class TrainingRunSpec(Part):
         description="packages that take the place of the image's: an archive whose name is its SHA-256",
     )
     stages: list[Stage] = Field(default_factory=list, max_length=8, json_schema_extra=FIXED)
-    overrides: list[
-        Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z_][A-Za-z0-9_.\[\]-]*=[^\n]*$")]
-    ] = Field(
+    overrides: list[Override] = Field(
         default_factory=list,
         max_length=64,
         json_schema_extra=FIXED,
-        description="key.path=value, of all stages",
+        description="key.path=value, of all stages, or of the suite",
     )
     data: Text = Field("", json_schema_extra=FIXED, description="replaces the recipe's data")
     run: Text = Field("", json_schema_extra=FIXED, description="where the run is kept: s3://BUCKET/PREFIX")
     model: Text = Field("", json_schema_extra=FIXED, description="what to evaluate")
+    suite: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9_./-]*)?$")] = Field(
+        "", json_schema_extra=FIXED, description="of evaluations; empty: k-NN accuracy alone"
+    )
     nodes: Nodes = Field(default_factory=Nodes)
     processes: int = Field(
         0, ge=0, le=64, json_schema_extra=FIXED, description="workers on a node; 0: one for each GPU, or one"
@@ -333,6 +335,11 @@ class TrainingRunSpec(Part):
             "(self.verb == 'evaluate') == (self.model != '')",
             "model belongs to evaluate, which needs it",
             lambda s: (s.verb == "evaluate") == bool(s.model),
+        ),
+        Rule(
+            "self.suite == '' || (self.verb == 'evaluate' && self.data == '')",
+            "suite belongs to evaluate, and names its own data",
+            lambda s: not s.suite or (s.verb == "evaluate" and not s.data),
         ),
         Rule(
             "self.verb != 'evaluate' || (self.nodes.max == 1 && self.stages.size() == 0)",

@@ -23,6 +23,7 @@ def evaluation_run(promotion: Promotion, policy: PolicySpec, start: Start) -> Ma
     spec = TrainingRunSpec(
         verb="evaluate",
         image=how.image,
+        code=how.code,
         model=f"models:/{policy.model}/{start.version}",
         suite=start.suite,
         overrides=suite.overrides,

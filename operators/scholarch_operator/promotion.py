@@ -135,8 +135,8 @@ def candidate_of(promotion: Promotion, policy: PolicySpec, standing: Standing) -
 
 def purpose(policy: PolicySpec, version: str, suite: str) -> str:
     """What an evaluation is for: another image, suite or data makes another one."""
-    section = next(one for one in policy.suites if one.name == suite)
-    parts = [policy.model, version, section.model_dump(mode="json"), policy.evaluation.image]
+    section, how = next(one for one in policy.suites if one.name == suite), policy.evaluation
+    parts = [policy.model, version, section.model_dump(mode="json"), how.image, how.code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

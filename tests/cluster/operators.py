@@ -58,10 +58,11 @@ class Beside:
     """A process on this machine."""
 
     def __init__(self, api: Api) -> None:
-        body = crd.training_run()
-        api.of("CustomResourceDefinition", "apiextensions.k8s.io/v1").server_side_apply(
-            body=body, name=body["metadata"]["name"], field_manager="tests", force_conflicts=True
-        )
+        for define in crd.DEFINITIONS.values():
+            body = define()
+            api.of("CustomResourceDefinition", "apiextensions.k8s.io/v1").server_side_apply(
+                body=body, name=body["metadata"]["name"], field_manager="tests", force_conflicts=True
+            )
         self._log = Path(tempfile.mkdtemp(prefix="operator-")) / "log"
         self._process = self._started()
 

@@ -18,6 +18,7 @@ from scholarch.config.rules import Rule, unique
 from scholarch.config.training_run import (
     GROUP,
     VERSION,
+    Archive,
     Gang,
     Name,
     Override,
@@ -100,6 +101,7 @@ class EvaluationSection(Part):
     """How evaluations run on a cluster; elsewhere `scholarch promote` runs them itself."""
 
     image: Annotated[str, Field(max_length=512, pattern=r"^[^\s]*$")] = ""
+    code: Archive = ""
     resources: Resources = Field(default_factory=Resources)
     processes: int = Field(0, ge=0, le=64, description="workers; 0: one for each GPU, or one")
     queue: Name = ""

@@ -37,6 +37,7 @@ COPY --from=project /project /opt/scholarch
 ENV PATH=/opt/scholarch/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    LOGNAME=scholarch \
     MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 WORKDIR /tmp

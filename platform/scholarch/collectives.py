@@ -7,7 +7,7 @@ and so gradients are summed over ranks, never averaged. Uneven shares need no sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -102,3 +102,42 @@ def gather_rows(x: Tensor, group: ProcessGroup | None, counts: Sequence[int] | N
         )
     gathered: Tensor = _GatherRows.apply(x, counts, group)
     return gathered
+
+
+def passed_round(
+    x: Tensor, group: ProcessGroup | None, counts: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Every rank's rows, one rank after the other, beginning with this one's; without gradient.
+
+    At any time a process holds its own rows, those that it was given and those on their way: memory does
+    not grow with the number of ranks. All ranks must go through to the end.
+
+    Args:
+        x: [n_rank, ...], the same trailing shape and dtype on every rank.
+        counts: rows of each rank.
+
+    Yields:
+        rank, and its rows [n, ...].
+    """
+    x = x.detach()
+    if group is None:
+        yield 0, x
+        return
+    mine, world = rank(group), world_size(group)
+    held = x.new_zeros(max(counts), *x.shape[1:])
+    held[: x.shape[0]] = x
+    following, before = (dist.get_global_rank(group, (mine + turn) % world) for turn in (1, -1))
+    for turn in range(world):
+        owner = (mine - turn) % world
+        arriving, work = torch.empty_like(held), []
+        if turn + 1 < world:
+            work = dist.batch_isend_irecv(
+                [
+                    dist.P2POp(dist.isend, held, following, group),
+                    dist.P2POp(dist.irecv, arriving, before, group),
+                ]
+            )
+        yield owner, held[: counts[owner]]
+        for request in work:
+            request.wait()
+        held = arriving

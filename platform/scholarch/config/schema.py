@@ -297,7 +297,10 @@ def written_out(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(whole.get("data"), str):
         whole["data"] = {"source": whole["data"]}
     if isinstance(whole.get("model"), Mapping):
-        whole["model"] = {"kind": "vit", **whole["model"]}
+        model = {"kind": "vit", **whole["model"]}
+        if isinstance(model.get("vision"), Mapping):
+            model["vision"] = {"kind": "vit", **model["vision"]}
+        whole["model"] = model
     if isinstance(whole.get("teachers"), Mapping):
         whole["teachers"] = {name: _teacher(entry) for name, entry in whole["teachers"].items()}
     for section, default in (("terms", None), ("masks", "block")):

@@ -14,7 +14,8 @@ class MicroBatch:
     """A rank's samples of one micro-batch.
 
     Attributes:
-        views: crops by view, [V, b, C, H, W], normalised; as VIEW/teacher what teachers see instead.
+        views: crops by view, [V, b, C, H, W], normalised; as VIEW/teacher what teachers see instead; as
+            `caption` token ids [1, b, L] int64.
         masks: by name of the mask, [V, b, N] bool, True = masked.
         positions: places in the global batch, [b] int64; always on the host, where draws are made.
         sample_ids: numbers within the source (of a mixture: all data sets in a row) of the samples used,
@@ -44,7 +45,10 @@ class MicroBatch:
         """The same on a device, copied asynchronously where memory is pinned; `dtype` is for the views."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         if dtype is not None:
-            moved.views = {name: tensor.to(dtype) for name, tensor in moved.views.items()}
+            moved.views = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in moved.views.items()
+            }
         return moved
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:

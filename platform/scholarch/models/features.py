@@ -5,8 +5,8 @@ Legend: B pictures (views of samples), C channels, N patches, R registers, D wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class Views(NamedTuple):
     """Pictures of one size that go through the backbone together.
 
     Attributes:
-        images: [B, C, H, W].
+        images: [B, C, H, W]; of captions [B, L] int64, their token ids.
         masks: [B, N] bool, True = replaced by the mask token; None: nothing is masked.
         rows: [B] int64 on the host, global row of each picture (over all ranks and micro-batches), by
             which decisions about it are drawn; None: rows are 0..B-1.
@@ -41,17 +41,20 @@ class Features(NamedTuple):
     """Outputs of a backbone for one group of views; normed unless said otherwise.
 
     A backbone with a predictor (CAPI) drops masked patches: there `patches` holds what is predicted
-    where it predicts, and zeros elsewhere.
+    where it predicts, and zeros elsewhere. Features of captions have a `scale`: what their cosines with
+    pictures are multiplied by.
     """
 
     cls: Tensor  # [B, D]
     registers: Tensor  # [B, R, D]
     patches: Tensor  # [B, N, D]
     prenorm: Tensor  # [B, 1 + R + N, D], before the final norm; CAPI has no CLS token: [B, R + N, D]
+    scale: Tensor | None = None  # scalar, at least float32
 
     def detached(self) -> Features:
         """The same without their graph."""
-        return Features(*(tensor.detach() for tensor in self))
+        tensors = [tensor.detach() for tensor in (self.cls, self.registers, self.patches, self.prenorm)]
+        return Features(*tensors, None if self.scale is None else self.scale.detach())
 
 
 class Backbone(nn.Module):
@@ -66,12 +69,20 @@ class Backbone(nn.Module):
         channels: C.
         blocks: the parts that are compiled, sharded and checkpointed one by one, in order; each
             has a switch `checkpoint`.
+        locked: parts that are never trained, by name.
+        bounds: least and largest value of parameters, by name, to which they are set back after each step.
     """
 
+    locked: ClassVar[tuple[str, ...]] = ()
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     width: int
     patch: int
     channels: int
     blocks: nn.ModuleList
+
+    def towers(self) -> Mapping[str, nn.Module]:
+        """Modules with `blocks` of their own by name; "": the backbone itself."""
+        return {"": self}
 
     def in_order(self) -> Sequence[nn.Module]:
         """Blocks that every pass through the backbone runs, one after the other.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scholarch.errors import UserError
 from scholarch.models import layouts
+from scholarch.models.alignment import VISION, AlignedBackbone
 from scholarch.models.capi import CapiViT
 from scholarch.models.convnext import ConvNeXt
 from scholarch.models.features import Backbone
@@ -25,6 +26,7 @@ from scholarch.models.vit import VisionTransformer
 
 _WRAPPERS = ("teacher", "model", "state_dict")
 _LISTED = 8
+_SCALE = "logit_scale"
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> State:
@@ -71,7 +73,8 @@ def import_backbone(
     """Fills `backbone` from a released or exported checkpoint, whose layout its key names tell.
 
     Takes DINO, iBOT, DINOv2 (with registers or without, in chunks or not), DINOv3 (ViT and
-    ConvNeXt), CAPI, and our own.
+    ConvNeXt), CAPI, and our own. An aligned backbone takes those of dino.txt too, whole; of any other
+    checkpoint, the locked backbone in it is filled and the rest left as it is.
 
     Args:
         backbone: with memory, not sharded; tensors are cast to its dtype.
@@ -82,6 +85,13 @@ def import_backbone(
     Raises:
         UserError: naming all keys that are missing, extra, misshaped or hold NaN.
     """
+    if isinstance(backbone, AlignedBackbone):
+        whole = tensors_of(checkpoint)
+        if _SCALE not in whole:
+            import_backbone(backbone.vision, whole, where=where, resize_positions=resize_positions)
+            return
+        load_strictly(backbone, _aligned_to_ours(backbone, whole), where)
+        return
     state = _to_ours(backbone, backbone_tensors(checkpoint))
     stored = state.get("pos_embed")
     square = (
@@ -95,16 +105,46 @@ def import_backbone(
     load_strictly(backbone, state, where)
 
 
+def import_text_part(backbone: AlignedBackbone, checkpoint: Mapping[str, Any], *, where: str = "") -> None:
+    """Fills all of an aligned backbone but the locked one, from a file of dino.txt that leaves that out.
+
+    Raises:
+        UserError: naming all keys that are missing, extra, misshaped or hold NaN.
+    """
+    there = {f"{VISION}.{name}": tensor for name, tensor in backbone.vision.state_dict().items()}
+    load_strictly(backbone, there | _aligned_to_ours(backbone, tensors_of(checkpoint)), where)
+
+
+def _aligned_to_ours(backbone: AlignedBackbone, state: State) -> State:
+    """The scale is a number in some files; a locked backbone may be in any layout."""
+    prefix = f"{VISION}."
+    inner = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    if _SCALE in rest and rest[_SCALE].numel() == 1:
+        rest[_SCALE] = rest[_SCALE].reshape(1)
+    ours = _to_ours(backbone.vision, inner) if inner else {}
+    return rest | {f"{prefix}{name}": tensor for name, tensor in ours.items()}
+
+
 def export_backbone(backbone: Backbone, layout: Layout | None = None) -> State:
     """The backbone's tensors under the names of a released layout.
 
     Args:
         backbone: not sharded.
-        layout: None: DINOv3 (ViT with rope, ConvNeXt), DINOv2 (learned positions) or CAPI.
+        layout: None: DINOv3 (ViT with rope, ConvNeXt), DINOv2 (learned positions) or CAPI. Of an aligned
+            backbone that of the locked one; all else has dino.txt's names.
 
     Raises:
         UserError: if the layout has no names for this architecture.
     """
+    if isinstance(backbone, AlignedBackbone):
+        inner = export_backbone(backbone.vision, layout)
+        rest = {
+            name: tensor.detach()
+            for name, tensor in backbone.state_dict().items()
+            if not name.startswith(f"{VISION}.")
+        }
+        return rest | {f"{VISION}.{name}": tensor for name, tensor in inner.items()}
     state = {name: tensor.detach() for name, tensor in backbone.state_dict().items()}
     known: tuple[Layout, ...]
     if isinstance(backbone, ConvNeXt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scholarch.objectives.capi import Capi
+from scholarch.objectives.clip import Clip
 from scholarch.objectives.dino import Dino
 from scholarch.objectives.gram import Gram
 from scholarch.objectives.ibot import Ibot
@@ -12,6 +13,7 @@ from scholarch.objectives.term import Term
 
 TERMS: dict[str, type[Term]] = {
     "capi": Capi,
+    "clip": Clip,
     "dino": Dino,
     "gram": Gram,
     "ibot": Ibot,

@@ -22,7 +22,7 @@ from scholarch.config.schedule import Schedule
 
 ALWAYS_ONE = Schedule.parse(1.0)
 
-Tokens = Literal["cls", "patches", "masked", "predicted"]
+Tokens = Literal["cls", "patches", "masked", "predicted", "scale"]
 
 
 class Output(NamedTuple):
@@ -33,7 +33,8 @@ class Output(NamedTuple):
         tokens: "cls" gives [V, b, D], "patches" [V, b, N, D], "masked" [M, D]: the patches at the
             masked positions of `view`, flattened in [V, b, N] order (of teachers too, which
             themselves see the unmasked picture), "predicted" [P, D]: the same at the predicted
-            positions; a student with a predictor gives the predictor's outputs there.
+            positions; a student with a predictor gives the predictor's outputs there, "scale" a scalar:
+            the temperature that a text tower has learned.
         head: name of the projection head applied to it, D becoming K; None: backbone features
             after the final norm.
     """

@@ -30,6 +30,11 @@ def numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def moving(network: nn.Module) -> int:
+    """Parameters of a student that the optimizer moves: all but those of a locked backbone."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
 def term_parameters(
     recipe: Recipe, terms: Mapping[str, Term], student: Network, teachers: Mapping[str, Network]
 ) -> int:
@@ -59,8 +64,8 @@ def memory(
     training = recipe.training
     item, computed = BYTES[training.precision], COMPUTED[training.precision]
     own = sum(numel(m) for term in terms.values() if (t := term.trained()) for m in t.modules)
-    trained = numel(student) + own
-    held = sum(numel(teacher) for teacher in teachers.values())
+    trained = moving(student) + own
+    held = sum(numel(teacher) for teacher in teachers.values()) + numel(student) - moving(student)
     share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
     patch, width = recipe.model.patch, student.backbone.width
     sets = [views for _, views in view_sets(recipe)]
@@ -147,12 +152,11 @@ def _rows(recipe: Recipe, output: Output, views: Mapping[str, ViewOptions], shar
 
 def _sizes(network: Network) -> tuple[int, int]:
     """Parameters of the largest unit that is gathered at once, and of all units."""
-    found = []
+    found, counted = [], set[nn.Parameter]()
     for _, unit in units(network):
-        inside = numel(unit)
-        if unit is network.backbone:
-            inside -= sum(numel(block) for block in getattr(unit, "blocks", ()))
-        found.append(inside)
+        own = set(unit.parameters()) - counted
+        counted |= own
+        found.append(sum(p.numel() for p in own))
     return max(found), sum(found)
 
 
@@ -161,8 +165,8 @@ def checkpoint_bytes(
 ) -> int:
     """Size of a whole checkpoint: weights, both Adam moments, teachers."""
     item = BYTES[recipe.training.precision]
-    held = sum(numel(teacher) for teacher in teachers)
-    return item * (3 * (numel(student) + term_parameters) + held)
+    held = sum(numel(teacher) for teacher in teachers) + numel(student) - moving(student)
+    return item * (3 * (moving(student) + term_parameters) + held)
 
 
 @dataclass(frozen=True)
@@ -199,5 +203,5 @@ def traffic(
     return Traffic(
         gathered=2 * moved(numel(student), COMPUTED[precision]),
         teachers=moved(held, COMPUTED[precision]),
-        reduced=moved(numel(student), REDUCED[precision]),
+        reduced=moved(moving(student), REDUCED[precision]),
     )

@@ -22,7 +22,8 @@ from scholarch.training.networks import Network
 class Pictures(Protocol):
     """What the learner reads of a micro-batch (scholarch.data.loader.MicroBatch)."""
 
-    views: dict[str, Tensor]  # [V, b, C, H, W]; "VIEW/teacher" where teachers are shown something else
+    views: dict[str, Tensor]  # [V, b, C, H, W]; "VIEW/teacher" where teachers are shown something else;
+    # captions are a view too: token ids [1, b, L] int64
     masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
     positions: Tensor  # [b], on the host
     places: dict[str, Tensor]  # by mask [M]: its True places in flattened [V, b, N]; may be empty
@@ -156,7 +157,11 @@ class Learner(nn.Module):
                 for name in batch.views
                 if f"{name}/predicted" in batch.masks
             },
-            grids={name: _grid(self.student, images) for name, images in batch.views.items()},
+            grids={
+                name: _grid(self.student, images)
+                for name, images in batch.views.items()
+                if images.is_floating_point()
+            },
             teacher_grids={
                 name: {
                     view: _grid(teacher, batch.views[view]) for view in self.sees[name] if view in batch.views
@@ -204,7 +209,8 @@ class Learner(nn.Module):
         draws = Draws(self.seed, share.step)
         features = self._features(self.student, batch, share, seen, masked=True, draws=draws)
         if not any(name.partition("/")[0] in self.teachers for name in values.observed):
-            values.observed = {f"student/{view}": f.detached() for view, f in features.items()}
+            pictures = {view: f for view, f in features.items() if view in share.grids}
+            values.observed = {f"student/{view}": f.detached() for view, f in pictures.items()}
         return _project(self.student, features, wanted, share)
 
     def _features(
@@ -271,6 +277,11 @@ def _project(
     results: dict[Output, Tensor] = {}
     by_head: dict[str, list[tuple[Output, Tensor, tuple[int, ...]]]] = {}
     for output in sorted(wanted, key=str):
+        if output.tokens == "scale":
+            scale = features[output.view].scale
+            assert scale is not None
+            results[output] = scale
+            continue
         rows, shape = _tokens(features[output.view], output, share)
         if output.head is None:
             results[output] = rows.reshape(*shape, rows.shape[-1])

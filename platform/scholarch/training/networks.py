@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,19 +81,23 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
         seed: the run's seed.
         trained: False for a teacher: no gradients, always in eval mode.
     """
+    done: set[nn.Module] = set()
+    locked = tuple(f"backbone.{name}" for name in network.backbone.locked)
+    towers = {*network.backbone.towers().values(), network.backbone}
     # A shared prefix for students and teachers: the same name means the same initial value.
     for name, unit in units(network):
-        with _children_set_aside(unit):
+        with _set_aside(unit, done):
             fill_with_nan(unit)
             unit.to(DTYPES[execution.precision])
             initialise(unit, seed, prefix=name)
             check_initialised(unit)
-            unit.requires_grad_(trained)
+            unit.requires_grad_(trained and not name.startswith(locked))
+        done.add(unit)
         if hasattr(unit, "checkpoint"):
             setattr(unit, "checkpoint", execution.activation_checkpointing if trained else "none")  # noqa: B010
         if execution.mesh is None:
             unit.to(execution.device)
-        if execution.compile and unit is not network.backbone:
+        if execution.compile and unit not in towers:
             unit.compile()
         if execution.mesh is not None:
             _shard(unit, execution)
@@ -101,31 +105,41 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
         # All blocks share one cache: for the student, teachers, evaluation, and what gets a dynamic shape.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_FORMS)
     if execution.mesh is not None:
-        _prefetch(network.backbone.in_order())
+        for tower in network.backbone.towers().values():
+            _prefetch(tower.in_order() if isinstance(tower, Backbone) else list(_blocks(tower)))
     return network.train(trained)
 
 
 def units(network: Network) -> Iterable[tuple[str, nn.Module]]:
     """What is sharded on its own, children before parents."""
-    blocks = getattr(network.backbone, "blocks", None)
-    if blocks is not None:
-        yield from ((f"backbone.blocks.{i}", block) for i, block in enumerate(blocks))
+    for tower, module in network.backbone.towers().items():
+        name = f"backbone.{tower}" if tower else "backbone"
+        yield from ((f"{name}.blocks.{i}", block) for i, block in enumerate(_blocks(module)))
+        if tower:
+            yield name, module
     yield "backbone", network.backbone
     yield from ((f"heads.{name}", head) for name, head in network.heads.items())
 
 
+def _blocks(tower: nn.Module) -> Sequence[nn.Module]:
+    return list(getattr(tower, "blocks", ()))
+
+
 @contextmanager
-def _children_set_aside(unit: nn.Module) -> Iterator[None]:
-    """Hides blocks that were filled and sharded before their parent."""
-    blocks = getattr(unit, "blocks", None)
-    if blocks is None:
-        yield
-        return
-    unit.blocks = nn.ModuleList()
+def _set_aside(unit: nn.Module, done: Collection[nn.Module]) -> Iterator[None]:
+    """Hides those of its parts that were filled and sharded before it."""
+    kept: dict[str, nn.Module] = {}
+    for name, part in unit.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in kept)
+        if part in done and not inside:
+            kept[name] = part
+    for name in kept:
+        unit.set_submodule(name, nn.Identity())
     try:
         yield
     finally:
-        unit.blocks = blocks
+        for name, part in kept.items():
+            unit.set_submodule(name, part)
 
 
 def _shard(unit: nn.Module, execution: Execution) -> None:

@@ -35,7 +35,8 @@ def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Gro
     """The group of the parameter `name` of `part` ("backbone" or "heads.NAME").
 
     Tokens and the patch embedding are layer 0, block i is layer i + 1, everything else is one
-    beyond the last block. Biases and LayerScale do not decay, norms by `norm_decay`; tokens and positions do.
+    beyond the last block. Biases, LayerScale and a temperature do not decay, norms by `norm_decay`;
+    tokens and positions do.
     """
     layer = depth + 1
     if part == "backbone":
@@ -47,9 +48,9 @@ def group_of(part: str, name: str, depth: int, options: OptimizerSection) -> Gro
     if name.startswith(PATCH_EMBED):
         lr *= options.patch_embed_lr
     decay = 1.0
-    if name.endswith("bias") or "gamma" in name:
+    if name.endswith(("bias", "logit_scale")) or "gamma" in name:
         decay = 0.0
-    elif "norm" in name:
+    elif "norm" in name or ".ln_final." in name:
         decay = options.norm_decay
     return Group(lr, decay, part != "backbone" and name.startswith(PROTOTYPES), part == "backbone")
 
@@ -124,6 +125,8 @@ class Optimizer:
             adamw_group["weight_decay"] = rates["weight_decay"] * group.weight_decay
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        for name, (least, largest) in self.network.backbone.bounds.items():
+            local(self.network.backbone.get_parameter(name).detach()).clamp_(least, largest)
         if self.terms:
             self.terms.step(step)
 

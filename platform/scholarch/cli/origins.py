@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,7 +128,22 @@ def _written(recipe: Recipe, places: Places, digests: Mapping[str, str]) -> Reci
             changes[name]["model"] = place.options
             if place.heads is not None:
                 changes[name]["heads"] = dict(place.heads)
-    return _changed(recipe, changes)
+    written = _changed(recipe, changes)
+    return _locked(written, places["init_from"]) if "init_from" in places else written
+
+
+def _locked(recipe: Recipe, place: Place) -> Recipe:
+    """The recipe of an aligned model with the backbone that was found in it, and pictures as that saw them."""
+    if recipe.model.kind != "aligned" or place.options is None or place.options.kind == "aligned":
+        return recipe
+    changes: dict[str, Any] = {"model": dataclasses.replace(recipe.model, vision=place.options)}
+    if (init := recipe.init_from) and init.student == "student" and place.network.startswith("teachers."):
+        changes["init_from"] = init.model_copy(update={"student": place.network.removeprefix("teachers.")})
+    if seen := place.preprocessing:
+        asked = {"channels": len(seen.mean), "mean": seen.mean, "std": seen.std}
+        left = {key: value for key, value in asked.items() if getattr(recipe.data, key) == "auto"}
+        changes["data"] = recipe.data.model_copy(update=left)
+    return recipe.model_copy(update=changes)
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> Recipe:

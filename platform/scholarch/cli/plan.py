@@ -19,9 +19,10 @@ from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import BUILTIN, open_source
 from scholarch.data.mixture import Mixture, Part
-from scholarch.data.source import Source
+from scholarch.data.source import Source, captions, has_captions
 from scholarch.data.split import Subset, holdout
 from scholarch.data.statistics import ScanReport
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.errors import UserError
 from scholarch.registry.outbox import Data
 from scholarch.storage.objects import joined
@@ -32,6 +33,10 @@ from scholarch.training.preflight import Preflight, check, check_beginning
 from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
+VOCABULARY = "vocabulary.txt"
+"""The merges that a run makes tokens by."""
+LEARNED_FROM = 200_000
+"""Captions that merges are learned from, at most."""
 CHAIN = "stages.json"
 LOCK_SECONDS = 60.0
 """For which a restarted process waits for the one before it to let go of the run."""
@@ -111,6 +116,7 @@ class Plan:
         start: the checkpoint to go on from; None: from the beginning.
         preflight: the table and the layout.
         local: the recipe, its checkpoints named by their folders and files on this machine.
+        tokenizer: of captions; None: the recipe reads none.
     """
 
     recipe: Recipe
@@ -121,6 +127,7 @@ class Plan:
     start: Checkpoint | None
     preflight: Preflight
     local: Recipe
+    tokenizer: Tokenizer | None = None
 
     @property
     def checkpoints(self) -> str:
@@ -214,11 +221,40 @@ def make_plan(request: Request, world: World) -> Plan:
     world.agree(lambda: _same_data(data_sets, world.from_first(data_sets)))
     start = world.from_first(world.agree(lambda: _start(request, run, address, data, data_sets, world)))
     here = origins.local(recipe, places)
+    merges = world.from_first(world.agree(lambda: _merges(recipe, split.train, run) if world.first else None))
     preflight = world.agree(lambda: check(recipe, split.train, look, world, run, address))
     world.agree(lambda: check_beginning(here, start is None))
     told = [*preflight.warnings, *origins.notes(asked, recipe, places)]
     preflight = replace(preflight, warnings=told)
-    return Plan(recipe, split, data_sets, run, address, start, preflight, here)
+    tokenizer = None if merges is None else Tokenizer.parse(merges, recipe.model.text.vocabulary, VOCABULARY)
+    return Plan(recipe, split, data_sets, run, address, start, preflight, here, tokenizer)
+
+
+def _merges(recipe: Recipe, train: Source, run: Path) -> str | None:
+    """The text of the merges: the run's own, a file's, or what the training captions give."""
+    if recipe.captions is None:
+        return None
+    if not has_captions(train):
+        raise UserError(
+            "these pictures have no captions",
+            where=recipe.data.where,
+            fix="pack them with their captions (docs/data.md), or try data=shapes",
+        )
+    asked, vocabulary = recipe.captions.merges, recipe.model.text.vocabulary
+    if (run / VOCABULARY).is_file():
+        found = Tokenizer.read(run / VOCABULARY, vocabulary, str(run / VOCABULARY))
+    elif not asked:
+        raise UserError(
+            "how are captions cut into tokens?",
+            where="captions.merges",
+            fix="name a file of byte-pair merges, such as CLIP's bpe_simple_vocab_16e6.txt.gz, or `learned`",
+        )
+    elif asked == "learned":
+        chosen = range(0, len(train), -(-len(train) // LEARNED_FROM))
+        found = Tokenizer.learned((text for i in chosen for text in captions(train, i)), vocabulary)
+    else:
+        found = Tokenizer.read(Path(asked).expanduser(), vocabulary, f"captions.merges={asked}")
+    return found.text()
 
 
 def _saved(request: Request, run: Path) -> Any:

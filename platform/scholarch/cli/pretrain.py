@@ -8,14 +8,18 @@ import os
 DEFAULT_RECIPE = "demo/pictures"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+def add_arguments(parser: argparse.ArgumentParser, *, default: str = DEFAULT_RECIPE) -> None:
+    """Arguments of the verb.
+
+    Args:
+        default: recipe that is carried out when none is named.
+    """
     parser.add_argument(
         "--recipe",
         metavar="NAME",
         action="append",
         default=[],
-        help=f"a name of `scholarch recipes` or a YAML file (default: {DEFAULT_RECIPE}); given several times: "
+        help=f"a name of `scholarch recipes` or a YAML file (default: {default}); given several times: "
         "stages, each of which begins from the last checkpoint of the one before",
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any
 from scholarch import __version__
 from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
-from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, Plan, Request, make_plan
+from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, VOCABULARY, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
@@ -84,6 +84,8 @@ class Session:
         if plan.start is None:
             write_text(plan.run / STATE, json.dumps(_state(plan), indent=1))
         write_text(plan.run / RECIPE, to_yaml(plan.recipe))
+        if plan.tokenizer is not None:
+            write_text(plan.run / VOCABULARY, plan.tokenizer.text())
         if self.request.chain is not None:
             write_text(plan.run.parent.parent / CHAIN, json.dumps(asdict(self.request.chain), indent=1))
         keep_records(plan.run / RECORDS_NAME, plan.start.step if plan.start else -1)
@@ -112,7 +114,9 @@ class Session:
         layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
         progress = Progress(plan.run, recipe.training.steps, world.size)
         observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
-        trainer = build_trainer(plan.local, plan.split.train, layout, world, plan.checkpoints, observers)
+        trainer = build_trainer(
+            plan.local, plan.split.train, layout, world, plan.checkpoints, observers, plan.tokenizer
+        )
         trainer.checkpoints.before_commit = self.request.before_commit
         progress.committed = lambda: trainer.checkpoints.committed or start or None
         progress.page = lambda: self.tracker.page if self.tracker else ""

@@ -26,6 +26,9 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "capi": {"embed_dim": 32, "depth": 2, "heads": 2, "patch": PATCH, "predictor_depth": 2, "registers": 4},
     "convnext": {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32]},
 }
+TEXT: Mapping[str, Any] = {"embed_dim": 32, "depth": 2, "heads": 2, "vocabulary": 640, "length": 40}
+HEAD: Mapping[str, Any] = {"heads": 2}
+JOINT = 64
 TEACHERS: Mapping[str, Mapping[str, Any]] = {
     "vit": {"embed_dim": 48},
     "capi": {"embed_dim": 48},
@@ -69,8 +72,13 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "workers": 0,
         "compile": False,
     }
+    if data.get("captions") is not None or data["model"].get("kind") == "aligned":
+        data["captions"] = {"merges": "learned"}
+        data["model"]["text"] = dict(TEXT)
+        data["model"]["joint"] = JOINT
+        data["model"]["head"] = {**data["model"].get("head", {}), **HEAD}
     data["evaluation"] = {"every": STEPS, "at_most": 100}
-    data["data"] = _data(data.get("data"))
+    data["data"] = _data(data.get("data"), "shapes" if "captions" in data else "photos")
     return data
 
 
@@ -96,6 +104,8 @@ def _shorter(value: Any, ratio: float) -> Any:
 def _shrink_sizes(data: dict[str, Any]) -> None:
     """Makes the model tiny, and the views so many patches fewer that the largest has GRID of them."""
     model = data["model"]
+    if model.get("kind") == "aligned":
+        model = model.setdefault("vision", {})
     kind = model.get("kind", "vit")
     patch: int = model.get("patch", DEFAULT_PATCH[kind])
     smaller: int = MODELS[kind].get("patch", patch)
@@ -130,8 +140,8 @@ def _shrink_model(model: dict[str, Any], ratio: float) -> None:
     model.update(MODELS[model.get("kind", "vit")])
 
 
-def _data(section: Any) -> dict[str, Any]:
-    """The recipe's own data where it names some, else the photographs that need no download."""
+def _data(section: Any, default: str) -> dict[str, Any]:
+    """The recipe's own data where it names some, else pictures that need no download."""
     section = {"source": section} if isinstance(section, str) else dict(section or {})
     named = section.get("source") or section.get("sources")
-    return section if named else {**section, "source": "photos"}
+    return section if named else {**section, "source": default}

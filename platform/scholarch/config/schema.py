@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from scholarch.config.schedule import Length, Schedule
+from scholarch.config.views import CAPTION
 
 Auto = Literal["auto"]
 
@@ -93,6 +94,16 @@ class DataSection(Section):
         if self.sources is None:
             return self.source
         return self.sources[self.evaluated].source if self.evaluated is not None else ""
+
+
+class CaptionsSection(Section):
+    """How captions become tokens (reference.md section 7)."""
+
+    merges: str = Field(
+        "",
+        description="file of byte-pair merges, such as CLIP's; `learned`: from the training captions; "
+        "empty: the user names it",
+    )
 
 
 class RefreshSection(Section):
@@ -269,6 +280,7 @@ class Recipe(Section):
     heads: dict[str, Any]
     views: dict[str, Any]
     resolutions: tuple[ResolutionSection, ...] = ()
+    captions: CaptionsSection | None = None
     masks: dict[str, Any] = {}
     init_from: _Init | None = None
     teachers: dict[str, TeacherSection]
@@ -280,7 +292,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
-        problems = [*_unknown_teachers(self), *_unknown_views(self), *_unknown_heads(self)]
+        problems = [
+            *_unknown_teachers(self),
+            *_unknown_views(self),
+            *_unknown_heads(self),
+            *_without_captions(self),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -355,6 +372,23 @@ def _unknown_views(recipe: Recipe) -> list[str]:
             if view not in recipe.views
         ]
     )
+
+
+def _without_captions(recipe: Recipe) -> list[str]:
+    aligned = recipe.model.kind == "aligned"
+    problems = []
+    if CAPTION in recipe.views:
+        problems.append(f"views.{CAPTION}: is the name of what a sample's caption is; choose another")
+    if aligned and recipe.captions is None:
+        problems.append("captions: missing; a model of kind aligned reads captions")
+    if recipe.captions is not None and not aligned:
+        problems.append("captions: only a model of kind aligned reads them")
+    for name, term in recipe.terms.items():
+        if term.kind == "clip" and not aligned:
+            problems.append(f"terms.{name}: compares captions, which only a model of kind aligned reads")
+        if term.kind == "clip" and term.view not in recipe.views:
+            problems.append(f"terms.{name}.view: no view {term.view!r}; there are: {_one_of(recipe.views)}")
+    return problems
 
 
 def _unknown_heads(recipe: Recipe) -> list[str]:

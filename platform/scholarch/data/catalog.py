@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scholarch.data.builtin import DigitsSource, PhotosSource
 from scholarch.data.folder import FolderSource
 from scholarch.data.index import is_packed
+from scholarch.data.shapes import ShapesSource
 from scholarch.data.source import Labels, Source
 from scholarch.errors import UserError
 from scholarch.storage.objects import is_s3, open_objects
 
-BUILTIN: dict[str, Callable[[Labels], Source]] = {"digits": DigitsSource, "photos": PhotosSource}
+BUILTIN: dict[str, Callable[[Labels], Source]] = {
+    "digits": DigitsSource,
+    "photos": PhotosSource,
+    "shapes": ShapesSource,
+    "shapes-unseen": partial(ShapesSource, kept_apart=True),
+}
 """Sources with a name of their own; a folder that is called so is written `./digits`."""
 
 

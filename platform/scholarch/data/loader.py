@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scholarch import draws
+from scholarch.config.views import CAPTION
 from scholarch.data.batch import MicroBatch
 from scholarch.data.decode import to_channels
-from scholarch.data.source import BrokenPicture, Source, expect, foresees
+from scholarch.data.source import BrokenPicture, Source, captions, expect, foresees
 from scholarch.data.stream import Stream, rank_positions
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.views import MultiCrop
 from scholarch.errors import RunFailed, UserError
 
@@ -68,6 +70,19 @@ class Cut:
     ratio: float = 1.0
 
 
+@dataclass(frozen=True)
+class Captioning:
+    """How captions become tokens.
+
+    Attributes:
+        tokenizer: makes ids.
+        length: of every row of ids.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+
+
 class StreamDataset(Dataset[MicroBatch]):
     """Micro-batches by (step, positions): crops, masks and ids, a function of the key alone.
 
@@ -77,12 +92,16 @@ class StreamDataset(Dataset[MicroBatch]):
         source: the pictures; as many as the stream has samples.
         stream: which sample stands where; its seed is the seed of crops too.
         cuts: what is made of them; with several, one is drawn for each step, the same on every rank.
+        captioning: None: no captions are read. Of several of a picture one is drawn each time.
     """
 
-    def __init__(self, source: Source, stream: Stream, *cuts: Cut) -> None:
+    def __init__(
+        self, source: Source, stream: Stream, *cuts: Cut, captioning: Captioning | None = None
+    ) -> None:
         if len(source) != stream.samples:
             raise ValueError(f"the source has {len(source)} pictures, the stream {stream.samples} samples")
         self.source, self.stream, self.cuts = source, stream, cuts
+        self.captioning = captioning
         self.ratios = np.cumsum([cut.ratio for cut in cuts])
 
     def cut(self, step: int) -> Cut:
@@ -104,6 +123,8 @@ class StreamDataset(Dataset[MicroBatch]):
             ids[row], picture = self._read(int(ids[row]), cut.crops.channels, broken)
             upscaled += min(picture.shape[1:]) < cut.crops.largest
             cut.crops.fill(views, row, picture, self.stream.seed, step, position)
+        if self.captioning is not None:
+            views[CAPTION] = self._tokens(self.captioning, ids, step, positions)
         masks = {name: self._mask(mask, cut, step, positions) for name, mask in cut.masks.items()}
         return MicroBatch(
             views=views,
@@ -133,6 +154,15 @@ class StreamDataset(Dataset[MicroBatch]):
             except BrokenPicture as problem:
                 broken.append(str(problem))
         raise RuntimeError(f"{len(broken) - before} pictures in a row cannot be used; the last: {broken[-1]}")
+
+    def _tokens(self, captioning: Captioning, ids: np.ndarray, step: int, positions: np.ndarray) -> Tensor:
+        """[1, b, length] int64."""
+        rows = torch.empty(1, len(ids), captioning.length, dtype=torch.int64)
+        for row, (index, position) in enumerate(zip(ids.tolist(), positions.tolist(), strict=True)):
+            said = captions(self.source, index)
+            drawn = draws.generator(self.stream.seed, "step", step, position, CAPTION).integers(len(said))
+            rows[0, row] = torch.from_numpy(captioning.tokenizer.encode(said[int(drawn)], captioning.length))
+        return rows
 
     def _mask(self, mask: ViewMask, cut: Cut, step: int, positions: np.ndarray) -> Tensor:
         crops, batch = cut.crops.views[mask.view].crops, self.stream.global_batch

@@ -10,7 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from scholarch.data.allocation import Allocation, check_shares
-from scholarch.data.source import BrokenPicture, Source, expect, foresees, listing_fingerprint
+from scholarch.data.source import (
+    BrokenPicture,
+    Source,
+    captions,
+    expect,
+    foresees,
+    has_captions,
+    listing_fingerprint,
+)
 from scholarch.data.stream import Permutation, SampleStream, Stream, in_passes
 
 
@@ -90,6 +98,16 @@ class Mixture:
         owners = np.searchsorted(self._ends, indices, side="right")
         for number, (part, start) in enumerate(zip(self.parts, self.starts, strict=True)):
             expect(part.source, indices[owners == number] - start, afresh=afresh)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether every data set has captions."""
+        return all(has_captions(part.source) for part in self.parts)
+
+    def captions(self, index: int) -> Sequence[str]:
+        """See scholarch.data.source.captions."""
+        part, within = self._place(index)
+        return captions(part.source, within)
 
     def fingerprint(self) -> str:
         return listing_fingerprint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -75,6 +75,17 @@ def expect(source: Source, indices: np.ndarray, *, afresh: bool = False) -> None
 def foresees(source: Source) -> bool:
     """Whether a source makes use of `expect`: it then says so by a property of this name."""
     return bool(getattr(source, "foresees", False))
+
+
+def has_captions(source: Source) -> bool:
+    """Whether a source has captions of its pictures: it then has a method of this module's `captions`."""
+    return bool(getattr(source, "captioned", hasattr(source, "captions")))
+
+
+def captions(source: Source, index: int) -> Sequence[str]:
+    """What is said of a picture, at least one caption; only of a source that has any."""
+    found: Sequence[str] = source.captions(index)  # type: ignore[attr-defined]
+    return found
 
 
 def listing_fingerprint(entries: Iterable[tuple[bytes, int]]) -> str:

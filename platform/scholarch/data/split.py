@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from scholarch.data.source import Source, expect, foresees, listing_fingerprint
+from scholarch.data.source import Source, captions, expect, foresees, has_captions, listing_fingerprint
 from scholarch.data.statistics import ScanReport, already_scanned
 from scholarch.errors import UserError
 
@@ -43,6 +44,15 @@ class Subset:
     def expect(self, indices: np.ndarray, *, afresh: bool = False) -> None:
         """Tells the source what will be read next; see scholarch.data.source.expect."""
         expect(self.source, self.indices[indices], afresh=afresh)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether there are captions."""
+        return has_captions(self.source)
+
+    def captions(self, index: int) -> Sequence[str]:
+        """See scholarch.data.source.captions."""
+        return captions(self.source, int(self.indices[index]))
 
     def scanned(self, channels: int | None) -> ScanReport | None:
         """What the source knows of its pictures, which is near enough for a part of them."""

@@ -174,6 +174,11 @@ def _to_ours(backbone: Backbone, state: State) -> State:
     return state
 
 
+def has_text(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of an aligned backbone."""
+    return _SCALE in tensors_of(checkpoint)
+
+
 def has_head(checkpoint: Mapping[str, Any], name: str) -> bool:
     """Whether a training checkpoint holds a head of this name."""
     return any(key.startswith(f"{name}.") for key in tensors_of(checkpoint))

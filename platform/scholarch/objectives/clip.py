@@ -16,12 +16,11 @@ from torch.distributed import ProcessGroup
 
 from scholarch.collectives import passed_round
 from scholarch.config.schedule import Schedule
+from scholarch.config.views import CAPTION
 from scholarch.models.alignment import image_embedding, text_embedding
 from scholarch.objectives.groups import rank_edges
 from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue
 
-CAPTION = "caption"
-"""The view of a sample that is its caption."""
 ROWS = 1024
 """Rows of the matrix of cosines that are held at once."""
 

@@ -12,10 +12,11 @@ from torch.distributed import ProcessGroup
 
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
-from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
+from scholarch.data.loader import Captioning, Cut, StepLoader, StreamDataset, ViewMask
 from scholarch.data.mixture import stream_of
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
 from scholarch.errors import UserError
@@ -140,8 +141,8 @@ def _width(network: Network, output: Output) -> int:
     return head.options.prototypes
 
 
-def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
-    """Crops and masks of every step over `source`."""
+def build_dataset(recipe: Recipe, source: Source, tokenizer: Tokenizer | None = None) -> StreamDataset:
+    """Crops and masks of every step over `source`; captions too, where there is a tokenizer."""
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
     patch = recipe.model.patch
     cuts = [
@@ -149,7 +150,8 @@ def build_dataset(recipe: Recipe, source: Source) -> StreamDataset:
         for ratio, views in view_sets(recipe)
     ]
     stream = stream_of(source, recipe.training.global_batch, recipe.seed)
-    return StreamDataset(source, stream, *cuts)
+    captioning = None if tokenizer is None else Captioning(tokenizer, recipe.model.text.length)
+    return StreamDataset(source, stream, *cuts, captioning=captioning)
 
 
 def view_sets(recipe: Recipe) -> list[tuple[float, dict[str, ViewOptions]]]:
@@ -210,6 +212,7 @@ def build_trainer(
     world: World,
     checkpoints: str | Path,
     observers: Sequence[Observer] = (),
+    tokenizer: Tokenizer | None = None,
 ) -> Trainer:
     """A trainer at the start of its run, with everything it needs; all ranks take part.
 
@@ -219,6 +222,7 @@ def build_trainer(
         layout: from `layout.plan_layout`.
         checkpoints: address for them.
         observers: told on rank 0.
+        tokenizer: of captions; None: the recipe reads none.
     """
     learner = build_learner(recipe, execution(recipe, world), world.group)
     training = recipe.training
@@ -236,7 +240,7 @@ def build_trainer(
         learner,
         optimizer,
         Teachers(learner, recipe.teachers),
-        Loading(recipe, build_dataset(recipe, source), layout, world),
+        Loading(recipe, build_dataset(recipe, source, tokenizer), layout, world),
         layout,
         Checkpoints(checkpoints, training.keep_checkpoints, world),
         world,

@@ -130,4 +130,6 @@ def _teachers(recipe: Recipe, channels: int) -> dict[str, TeacherSection]:
 
 
 def _with_channels(model: Any, channels: int) -> Any:
+    if model.kind == "aligned":
+        return dataclasses.replace(model, vision=_with_channels(model.vision, channels))
     return dataclasses.replace(model, channels=channels)

@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from scholarch.config.schema import DRAWN, InitSection, Recipe
 from scholarch.errors import UserError
+from scholarch.models.alignment import VISION, AlignedBackbone
 from scholarch.models.features import Backbone
 from scholarch.models.heads import ProjectionHead
 from scholarch.models.positions import resample
 from scholarch.models.released import RELEASED
 from scholarch.models.vit import VisionTransformer
-from scholarch.models.weights import has_head, import_backbone, import_head
+from scholarch.models.weights import has_head, has_text, import_backbone, import_head
 from scholarch.storage.dcp import reader
 from scholarch.storage.mirror import copies
 from scholarch.storage.objects import is_s3, joined, open_objects
@@ -171,7 +172,13 @@ def transfers(
     for name, origin in origins.items():
         module = teachers[name] if name else student
         names = [n for n in module.state_dict() if n.startswith(parts)]
-        found.append(Transfer(module, {n: f"learner.{origin}.{n}" for n in names}))
+        keys = {n: f"learner.{origin}.{n}" for n in names}
+        if not name and _takes_a_backbone(student) and not there(f"learner.{origin}.backbone.{VISION}."):
+            inner = f"backbone.{VISION}."
+            keys = {
+                n: f"learner.{origin}.backbone.{n.removeprefix(inner)}" for n in names if n.startswith(inner)
+            }
+        found.append(Transfer(module, keys))
     if "terms" in init.what:
         found += [
             Transfer(term, {n: f"learner.terms.{name}.{n}" for n in term.state_dict()})
@@ -179,6 +186,11 @@ def transfers(
             if there(f"learner.terms.{name}.")
         ]
     return found
+
+
+def _takes_a_backbone(network: nn.Module) -> bool:
+    """Whether a network begins from a backbone that it locks."""
+    return isinstance(network, Network) and isinstance(network.backbone, AlignedBackbone)
 
 
 def frozen_transfer(recipe: Recipe, name: str, teacher: nn.Module) -> Transfer:
@@ -327,10 +339,14 @@ def _fill_backbone(network: nn.Module, path: Path, resize_positions: bool) -> No
     from scholarch.models import build_backbone
 
     assert isinstance(network, Network)
-    options: Any = network.backbone.options
+    weights = read_weights(path)
+    filled: nn.Module = network.backbone
+    if isinstance(filled, AlignedBackbone) and not has_text(weights):
+        filled = filled.vision
+    options: Any = filled.options
     whole = build_backbone(options)
-    import_backbone(whole, read_weights(path), where=str(path), resize_positions=resize_positions)
-    set_model_state_dict(network.backbone, whole.state_dict(), options=_WHOLE)
+    import_backbone(whole, weights, where=str(path), resize_positions=resize_positions)
+    set_model_state_dict(filled, whole.state_dict(), options=_WHOLE)
 
 
 def _fill_heads(network: nn.Module, path: Path) -> None:

@@ -281,6 +281,8 @@ def _warnings(recipe: Recipe, source: Source, look: ScanReport) -> list[str]:
         found.append(
             f"{len(look.broken)} of {look.checked} pictures checked are broken and left out: {shown}"
         )
+    if recipe.model.kind == "aligned" and recipe.init_from is None:
+        found.append("the locked backbone has drawn weights: name one with init_from.checkpoint=MODEL")
     if batch < 64:
         found.append(f"a global batch of {batch} is small for these objectives; 64 or more is steadier")
     return found

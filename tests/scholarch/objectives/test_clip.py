@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from gloo import run_ranks
+from scholarch.config.views import CAPTION
 from scholarch.objectives import clip
-from scholarch.objectives.clip import CAPTION, Clip, ClipOptions
+from scholarch.objectives.clip import Clip, ClipOptions
 from scholarch.objectives.term import Output
 from terms import Case, make_share, random
 from torch import Tensor

@@ -1,0 +1,154 @@
+"""Generated pictures with captions: a large coloured shape and a small one, each at a named place.
+
+A picture is 48 x 48 pixels of soft grey noise. Some combinations of colour and shape are kept apart: `shapes`
+never shows a large one of them, and `shapes-unseen` shows no other. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scholarch.data.source import Labels, listing_fingerprint
+from scholarch.draws import generator
+
+SIDE, CELL = 48, 16
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 45, 45),
+    "green": (45, 185, 65),
+    "blue": (55, 85, 225),
+    "yellow": (235, 215, 50),
+    "purple": (160, 60, 195),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+PLACES = (
+    "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+LARGE, SMALL = 9.0, 5.0
+"""Half of a shape's extent in pixels."""
+COUNTS = {False: 4096, True: 512}
+"""Pictures of combinations that are seen, and of those that are not."""
+EVERY = 5
+"""One in so many combinations is kept apart, no two of one colour or shape next to one another."""
+
+
+def unseen(colour: str, shape: str) -> bool:
+    """Whether a combination is kept apart."""
+    return (list(COLOURS).index(colour) + SHAPES.index(shape)) % EVERY == 0
+
+
+def combinations(kept_apart: bool) -> list[tuple[str, str]]:
+    """(colour, shape) of those that are kept apart, or of the others."""
+    return [(c, s) for c in COLOURS for s in SHAPES if unseen(c, s) == kept_apart]
+
+
+class Thing(NamedTuple):
+    """A shape in a picture."""
+
+    colour: str
+    shape: str
+    place: str
+    half: float
+
+    @property
+    def words(self) -> str:
+        """Such as `red circle`."""
+        return f"{self.colour} {self.shape}"
+
+
+class ShapesSource:
+    """See the module; labelled by the large thing, with four captions each.
+
+    Args:
+        kept_apart: the combinations that the other source never shows.
+        seed: of all draws.
+    """
+
+    def __init__(self, labels: Labels = "auto", *, kept_apart: bool = False, seed: int = 0) -> None:
+        self.labelled, self.kept_apart, self.seed = labels != "none", kept_apart, seed
+        self.pairs = combinations(kept_apart)
+
+    @property
+    def classes(self) -> list[str] | None:
+        return [f"{colour} {shape}" for colour, shape in self.pairs] if self.labelled else None
+
+    def __len__(self) -> int:
+        return COUNTS[self.kept_apart]
+
+    def things(self, index: int) -> tuple[Thing, Thing]:
+        """The large one and the small one."""
+        draws = self._draws(index, "things")
+        colour, shape = self.pairs[index % len(self.pairs)]
+        first, second = draws.choice(len(PLACES), 2, replace=False).tolist()
+        others = [pair for pair in combinations(False) if colour != pair[0] and shape != pair[1]]
+        other = others[int(draws.integers(len(others)))]
+        return Thing(colour, shape, PLACES[first], LARGE), Thing(*other, PLACES[second], SMALL)
+
+    def read(self, index: int) -> Tensor:
+        return torch.from_numpy(self._painted(index)[0]).permute(2, 0, 1)
+
+    def mask(self, index: int) -> np.ndarray:
+        """[48, 48] int64: 0 background, 1 the large thing, 2 the small one."""
+        return self._painted(index)[1]
+
+    def _painted(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        draws = self._draws(index, "pixels")
+        coarse = draws.uniform(50, 150, (7, 7))
+        places = np.linspace(0, 6, SIDE)
+        rows = np.stack([np.interp(places, np.arange(7), row) for row in coarse])  # [7, 48]
+        ground = np.stack([np.interp(places, np.arange(7), column) for column in rows.T], axis=1)
+        canvas = np.repeat(ground[..., None], 3, axis=2) + draws.normal(0, 6, (SIDE, SIDE, 3))
+        owner = np.zeros((SIDE, SIDE), dtype=np.int64)
+        # The small one is painted first: what is named first is never hidden.
+        for number, thing in reversed(list(enumerate(self.things(index), 1))):
+            row, column = divmod(PLACES.index(thing.place), 3)
+            centre = np.array([row, column]) * CELL + CELL / 2 + draws.uniform(-2, 2, 2)
+            centre = centre.clip(thing.half, SIDE - thing.half)
+            inside = _inside(
+                thing.shape, *(np.mgrid[:SIDE, :SIDE] + 0.5 - centre[:, None, None]) / thing.half
+            )
+            canvas[inside] = COLOURS[thing.colour] + draws.normal(0, 12, 3)
+            owner[inside] = number
+        return canvas.clip(0, 255).round().astype(np.uint8), owner
+
+    def captions(self, index: int) -> Sequence[str]:
+        """What a person might say of a picture."""
+        large, small = self.things(index)
+        return (
+            f"a large {large.words} in the {large.place} and a small {small.words} in the {small.place}",
+            f"a {large.words} at the {large.place}, a {small.words} at the {small.place}",
+            f"there is a {small.words} in the {small.place} and a big {large.words} in the {large.place}",
+            f"a picture of a {large.words} with a little {small.words}",
+        )
+
+    def label(self, index: int) -> int | None:
+        return index % len(self.pairs) if self.labelled else None
+
+    def name(self, index: int) -> str:
+        return f"{'shapes-unseen' if self.kept_apart else 'shapes'}/{index:05d}"
+
+    def fingerprint(self) -> str:
+        told = f"{self.seed} {self.pairs} {self.labelled} {LARGE} {SMALL}".encode()
+        shown = b"".join(self._painted(index)[0].tobytes() for index in range(2))
+        return listing_fingerprint([(told, len(self)), (shown, 2)])
+
+    def _draws(self, index: int, what: str) -> np.random.Generator:
+        return generator(self.seed, "shapes", int(self.kept_apart), index, what)
+
+
+def _inside(shape: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Where a shape is, by places from -1 to 1."""
+    distance, reach = np.hypot(rows, columns), np.maximum(abs(rows), abs(columns))
+    found: dict[str, np.ndarray] = {
+        "circle": distance <= 1,
+        "square": reach <= 0.85,
+        "triangle": (abs(rows) <= 0.9) & (abs(columns) <= (rows + 0.9) / 1.8),
+        "cross": (reach <= 1) & (np.minimum(abs(rows), abs(columns)) <= 0.32),
+        "ring": (distance <= 1) & (distance >= 0.5),
+    }
+    return found[shape]

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from scholarch.config.load import overridden, parse_yaml
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
+from scholarch.data.source import captions
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.draws import torch_generator
 from scholarch.training import autos
 from scholarch.training.assemble import build_learner, build_trainer
@@ -133,12 +135,20 @@ def tiny_capi(*overrides: str) -> Recipe:
 def tiny_trainer(
     world: World, folder: Path | str, recipe: Recipe, *observers: Observer
 ) -> tuple[Trainer, Recipe]:
-    """A trainer of a recipe on digits, put together as `scholarch pretrain` does; and the resolved recipe."""
-    source = open_source("digits")
+    """A trainer of a recipe on digits, put together as `scholarch pretrain` does; and the resolved recipe.
+
+    One that reads captions is trained on shapes.
+    """
+    source = open_source("digits" if recipe.captions is None else "shapes")
+    tokenizer = None
+    if recipe.captions is not None:
+        said = (text for index in range(100) for text in captions(source, index))
+        tokenizer = Tokenizer.learned(said, recipe.model.text.vocabulary)
     recipe = autos.resolve(
         recipe, autos.look_at(recipe, source), world_size=world.size, local_size=world.size
     )
-    return build_trainer(recipe, source, check_batch(recipe, world.size), world, folder, observers), recipe
+    layout = check_batch(recipe, world.size)
+    return build_trainer(recipe, source, layout, world, folder, observers, tokenizer), recipe
 
 
 def train(

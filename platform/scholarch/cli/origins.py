@@ -140,8 +140,9 @@ def _locked(recipe: Recipe, place: Place) -> Recipe:
     if (init := recipe.init_from) and init.student == "student" and place.network.startswith("teachers."):
         changes["init_from"] = init.model_copy(update={"student": place.network.removeprefix("teachers.")})
     if seen := place.preprocessing:
-        asked = {"channels": len(seen.mean), "mean": seen.mean, "std": seen.std}
-        left = {key: value for key, value in asked.items() if getattr(recipe.data, key) == "auto"}
+        theirs = {"mean": seen.mean, "std": seen.std}
+        left = {key: value for key, value in theirs.items() if isinstance(getattr(recipe.data, key), str)}
+        left["channels"] = place.options.channels
         changes["data"] = recipe.data.model_copy(update=left)
     return recipe.model_copy(update=changes)
 

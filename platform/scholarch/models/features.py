@@ -53,8 +53,13 @@ class Features(NamedTuple):
 
     def detached(self) -> Features:
         """The same without their graph."""
-        tensors = [tensor.detach() for tensor in (self.cls, self.registers, self.patches, self.prenorm)]
-        return Features(*tensors, None if self.scale is None else self.scale.detach())
+        return Features(
+            self.cls.detach(),
+            self.registers.detach(),
+            self.patches.detach(),
+            self.prenorm.detach(),
+            None if self.scale is None else self.scale.detach(),
+        )
 
 
 class Backbone(nn.Module):

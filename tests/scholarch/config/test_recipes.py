@@ -92,6 +92,11 @@ CASES = [
     ("dinov3/vit7b16-highres", "weight/gram", 0, 1.5),
     ("dinov3/vit7b16-highres", "local_weight/dino", 0, 0.5),
     ("dinov2/highres", "temperature/dino", 599, 0.07),
+    ("dinov3/text", "lr", 0, 0.0),
+    ("dinov3/text", "lr", 1_000, 3.5e-4),
+    ("dinov3/text", "lr", 2_000, 7e-4),
+    ("dinov3/text", "lr", 26_000, 3.5e-4),
+    ("dinov3/text", "weight_decay", 30_000, 1e-4),
     ("capi/vitl14", "lr", 49_999, 1e-3),
     ("capi/vitl14", "lr", 500_000, 1e-3 * CAPI_END),
     ("capi/vitl14", "momentum", 0, 1.0),
@@ -179,6 +184,7 @@ SEEN = {
     "dinov2/highres": 10_000 * 3072,
     "dinov2/distill": 625_000 * 2048,
     "capi/vitl14": 500_000 * 512 * 32,
+    "dinov3/text": 50_000 * 256 * 256,
 }
 
 

@@ -12,10 +12,12 @@ import torch
 from scholarch import draws
 from scholarch.data.batch import MicroBatch
 from scholarch.data.catalog import open_source
-from scholarch.data.loader import Cut, StepLoader, StreamDataset, ViewMask
+from scholarch.data.loader import Captioning, Cut, StepLoader, StreamDataset, ViewMask
 from scholarch.data.mixture import Mixture, Part, stream_of
 from scholarch.data.options import ViewOptions
+from scholarch.data.source import captions
 from scholarch.data.stream import SampleStream
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.views import MultiCrop
 
 sys.path.append(str(Path(__file__).parent))  # workers import it by name, and inherit the path
@@ -160,7 +162,9 @@ def test_signals_to_the_group_leave_workers_alive() -> None:
         from scholarch.data.catalog import open_source
         from scholarch.data.loader import Cut, StepLoader, StreamDataset
         from scholarch.data.options import ViewOptions
-        from scholarch.data.stream import SampleStream
+        from scholarch.data.source import captions
+from scholarch.data.stream import SampleStream
+from scholarch.data.tokenizer import Tokenizer
         from scholarch.data.views import MultiCrop
 
         if __name__ == "__main__":
@@ -251,3 +255,42 @@ def test_a_mixture_is_the_same_however_the_work_is_shared(tmp_path: Path) -> Non
         due = [[stand_in.get(i, i) for i in data.stream.batch(step).tolist()] for step in range(8)]
         assert found.tolist() == due
         assert {entry.split(":")[0] for entry in broken} == {"a/2.npy", "b/0.npy"}
+
+
+def captioned(workers: int, world: int) -> dict[tuple[int, int], list[int]]:
+    """(step, position) to the ids of the caption there."""
+    source = open_source("shapes")
+    tokenizer = Tokenizer.learned((text for i in range(50) for text in captions(source, i)), 600)
+    crops = MultiCrop({"global": ViewOptions(size=16)}, (0.5,) * 3, (0.5,) * 3)
+    data = StreamDataset(
+        source, SampleStream(len(source), 12, 4), Cut(crops), captioning=Captioning(tokenizer, 30)
+    )
+    found = {}
+    for rank in range(world):
+        loader = StepLoader(data, start_step=0, end_step=3, rank=rank, world=world, workers=workers)
+        for step, (batch,) in enumerate(loader):
+            tokens = batch.to("cpu", torch.float64).views["caption"]
+            assert tokens.dtype == torch.int64
+            for row, position in enumerate(batch.positions.tolist()):
+                said = [
+                    tokenizer.encode(text, 30).tolist()
+                    for text in captions(source, int(batch.sample_ids[row]))
+                ]
+                found[step, position] = tokens[0, row].tolist()
+                assert found[step, position] in said
+    return found
+
+
+def test_one_of_several_captions_is_drawn_by_seed_step_and_position() -> None:
+    whole = captioned(0, 1)
+    assert len(whole) == 36
+    assert captioned(1, 2) == whole
+    # By hand: the draw that the loader's key gives.
+    source, stream = open_source("shapes"), SampleStream(4096, 12, 4)
+    tokenizer = Tokenizer.learned((text for i in range(50) for text in captions(source, i)), 600)
+    drawn = {int(draws.generator(4, "step", 2, p, "caption").integers(4)) for p in range(12)}
+    assert len(drawn) > 1
+    for position in range(12):
+        number = int(draws.generator(4, "step", 2, position, "caption").integers(4))
+        text = captions(source, int(stream.batch(2)[position]))[number]
+        assert whole[2, position] == tokenizer.encode(text, 30).tolist()

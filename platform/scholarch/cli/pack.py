@@ -18,11 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
         "source",
-        help="a folder or s3:// prefix of pictures, .tar or .parquet files, or a .txt list of pictures",
+        help="a folder or s3:// prefix of pictures, .tar or .parquet files, a .txt list of pictures, or a "
+        "captions file of COCO",
     )
     parser.add_argument("target", nargs="?", help="an empty or new folder or s3://BUCKET/PREFIX")
     parser.add_argument("--verify", action="store_true", help="read everything back and check all checksums")
     parser.add_argument("--labels", choices=("auto", "folders", "none"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--pictures", default="", metavar="FOLDER", help="where the pictures are that a captions file names"
+    )
     parser.add_argument("--resize", type=int, metavar="PIXELS", help="make shorter sides at most this long")
     parser.add_argument("--shard-size", default="64 MB", metavar="SIZE", help="default: 64 MB")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
@@ -52,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     target.check()
     progress = Progress("packed")
     _say(f"listing {arguments.source}")
-    source = open_input(arguments.source, arguments.labels)
+    source = open_input(arguments.source, arguments.labels, arguments.pictures)
     _say(f"{len(source.listing.names):,} pictures, {readable_size(sum(source.listing.sizes))}")
     manifest = pack(
         source,
@@ -70,12 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     if len(manifest.broken) > SHOWN:
         _say(f"left out: {len(manifest.broken) - SHOWN} more, all named in the manifest")
     labels = f", {len(manifest.classes)} classes" if manifest.classes else ""
+    said = ", with captions" if manifest.captions else ""
     _say(
-        f"{manifest.samples:,} pictures in {len(manifest.shards)} shards{labels}, {len(manifest.broken)} left out"
+        f"{manifest.samples:,} pictures in {len(manifest.shards)} shards{labels}{said}, "
+        f"{len(manifest.broken)} left out"
     )
     if arguments.verify and (code := _verify(arguments.target)):
         return code
-    print(f"next: scholarch pretrain data={arguments.target}")
+    verb = "align --backbone MODEL" if manifest.captions else "pretrain"
+    print(f"next: scholarch {verb} data={arguments.target}")
     return EXIT_DONE
 
 

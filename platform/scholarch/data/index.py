@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-MANIFEST, INDEX, NAMES = "manifest.json", "index.npy", "names.bin"
+MANIFEST, INDEX, NAMES, CAPTIONS = "manifest.json", "index.npy", "names.bin", "captions.arrow"
 
 RECORD = np.dtype(
     [

@@ -3,6 +3,7 @@
 shard-000000.tar ...   plain tar archives of picture files, as WebDataset and `tar` read them
 index.npy              one RECORD for each sample, in order of the sample's number
 names.bin              the samples' names, one after the other
+captions.arrow         where there are captions, a list of them for each sample
 manifest.json          written last: what makes the data set exist
 """
 
@@ -74,6 +75,7 @@ class Manifest(_Part):
         broken: "name: reason" of what was left out.
         shards: in order of their samples.
         index, names: the other files.
+        captions: None without.
     """
 
     format: Literal["scholarch-shards-1"] = "scholarch-shards-1"
@@ -87,11 +89,17 @@ class Manifest(_Part):
     lineage: Lineage
     index: FilePart
     names: FilePart
+    captions: FilePart | None = None
     shards: tuple[ShardPart, ...]
+
+    @property
+    def parts(self) -> tuple[FilePart, ...]:
+        """All files but the shards."""
+        return (self.index, self.names, *([self.captions] if self.captions else []))
 
     def digest(self) -> str:
         """Equal for equal contents, whenever they were packed."""
-        told = "".join(part.sha256 for part in (self.index, self.names, *self.shards))
+        told = "".join(part.sha256 for part in (*self.parts, *self.shards))
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def scanned(self, channels: int | None) -> ScanReport | None:

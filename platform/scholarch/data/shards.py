@@ -18,7 +18,7 @@ from scholarch.data.cache import Cache
 from scholarch.data.decode import decode
 from scholarch.data.index import MANIFEST, RECORD
 from scholarch.data.manifest import FilePart, Manifest, read_manifest
-from scholarch.data.source import Labels
+from scholarch.data.source import Labels, listing_fingerprint
 from scholarch.data.statistics import ScanReport
 from scholarch.errors import RunFailed, UserError
 from scholarch.storage.local import sha256
@@ -69,6 +69,7 @@ class ShardSource:
         self._index_path, self._names_path = (
             self._brought(part) for part in (manifest.index, manifest.names)
         )
+        self._captions_path = None if manifest.captions is None else self._brought(manifest.captions)
         if labels == "folders" and manifest.classes is None:
             raise UserError(
                 "these pictures were packed without labels", where=objects.address, fix="set labels=none"
@@ -79,11 +80,12 @@ class ShardSource:
     def _forget_process(self) -> None:
         self._process = 0
         self._opened: tuple[np.ndarray, np.ndarray] | None = None
+        self._said: Any = None
         self._ahead: ReadAhead | None = None
         self._filling = False
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"_opened": None, "_ahead": None, "_filling": False}
+        kept = {"_opened": None, "_said": None, "_ahead": None, "_filling": False}
         return {**self.__dict__, **kept}
 
     def _brought(self, part: FilePart) -> Path:
@@ -150,8 +152,26 @@ class ShardSource:
     def name(self, index: int) -> str:
         return self.raw_name(index).decode("utf-8", "backslashreplace")
 
+    @property
+    def captioned(self) -> bool:
+        """Whether there are captions."""
+        return self._captions_path is not None
+
+    def captions(self, index: int) -> Sequence[str]:
+        """See scholarch.data.source.captions."""
+        if self._said is None:
+            import pyarrow  # type: ignore[import-untyped]
+
+            # Mapped: one copy in memory for all processes of a machine.
+            self._said = pyarrow.ipc.open_file(pyarrow.memory_map(str(self._captions_path))).read_all()
+        found: list[str] = self._said["captions"][index].as_py()
+        return found
+
     def fingerprint(self) -> str:
-        return self.manifest.fingerprint
+        if self.manifest.captions is None:
+            return self.manifest.fingerprint
+        parts = (self.manifest.fingerprint, self.manifest.captions.sha256)
+        return listing_fingerprint((part.encode(), 0) for part in parts)
 
     def scanned(self, channels: int | None) -> ScanReport | None:
         """What was found when the pictures were packed."""
@@ -230,7 +250,7 @@ class ShardSource:
 
 def _check_sizes(objects: Objects, manifest: Manifest) -> None:
     sizes = {entry.name: entry.bytes for entry in objects.entries()}
-    for part in (manifest.index, manifest.names, *manifest.shards):
+    for part in (*manifest.parts, *manifest.shards):
         if sizes.get(part.name) != part.bytes:
             found = f"has {sizes[part.name]} bytes, not {part.bytes}" if part.name in sizes else "is missing"
             raise UserError(

@@ -9,7 +9,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from scholarch.data.decode import SUFFIXES
-from scholarch.data.packing.listing import File, Listing, numbered_labels, open_ranges, unique
+from scholarch.data.packing.listing import (
+    File,
+    Listing,
+    all_or_none,
+    numbered_labels,
+    open_ranges,
+    unique,
+)
 from scholarch.data.source import BrokenPicture
 from scholarch.errors import UserError
 from scholarch.storage.objects import Entry, Objects, joined
@@ -21,8 +28,8 @@ _AT_ONCE = 16 << 20
 class TarInput:
     """Picture files of tar archives, archive after archive in order of their names.
 
-    `KEY.cls` beside `KEY.jpg` is its label, a number or a word. Names are those of the members, below
-    the archive's name where two archives hold the same one.
+    `KEY.cls` beside `KEY.jpg` is its label, a number or a word, and each line of `KEY.txt` a caption. Names
+    are those of the members, below the archive's name where two archives hold the same one.
     """
 
     def __init__(self, objects: Objects, archives: Sequence[Entry]) -> None:
@@ -31,11 +38,13 @@ class TarInput:
         labels: list[str | None] = []
         self.places: list[tuple[int, int, int]] = []  # archive, offset, bytes
         stems: list[str] = []
+        captions: list[list[str]] = []
         for number, archive in enumerate(self.archives):
-            pictures, marks = _members(objects, archive)
+            pictures, marks, said = _members(objects, archive)
             for name, offset, size in pictures:
                 names.append(name.encode("utf-8", "surrogateescape"))
                 labels.append(marks.get(_key(name)))
+                captions.append(said.get(_key(name), []))
                 self.places.append((number, offset, size))
                 stems.append(archive.name.removesuffix(".tar"))
         if not names:
@@ -44,7 +53,9 @@ class TarInput:
             names = [f"{stem}/".encode() + name for stem, name in zip(stems, names, strict=True)]
         numbers, classes = numbered_labels(labels, objects.address)
         sizes = [size for _, _, size in self.places]
-        self.listing = Listing(unique(names, objects.address), sizes, numbers, classes)
+        self.listing = Listing(
+            unique(names, objects.address), sizes, numbers, classes, all_or_none(captions, objects.address)
+        )
 
     def read(self, start: int, stop: int) -> Iterator[File]:
         while start < stop:
@@ -71,9 +82,11 @@ def _key(name: str) -> str:
     return str(path.with_name(path.name.partition(".")[0] or path.name))
 
 
-def _members(objects: Objects, archive: Entry) -> tuple[list[tuple[str, int, int]], dict[str, str]]:
-    """(name, offset, bytes) of the pictures of an archive, and labels by key."""
-    pictures, labels = [], {}
+def _members(
+    objects: Objects, archive: Entry
+) -> tuple[list[tuple[str, int, int]], dict[str, str], dict[str, list[str]]]:
+    """(name, offset, bytes) of the pictures of an archive, and labels and captions by key."""
+    pictures, labels, captions = [], {}, {}
     try:
         with tarfile.open(fileobj=open_ranges(objects, archive.name, archive.bytes), mode="r:") as opened:
             for member in opened:
@@ -84,19 +97,23 @@ def _members(objects: Objects, archive: Entry) -> tuple[list[tuple[str, int, int
                     pictures.append((member.name, member.offset_data, member.size))
                 elif suffix == ".cls" and (content := opened.extractfile(member)) is not None:
                     labels[_key(member.name)] = content.read().decode().strip()
+                elif suffix == ".txt" and (content := opened.extractfile(member)) is not None:
+                    lines = content.read().decode("utf-8", "replace").splitlines()
+                    captions[_key(member.name)] = [line.strip() for line in lines if line.strip()]
     except tarfile.TarError as error:
         raise UserError(
             f"is no whole, uncompressed tar archive: {error}",
             where=joined(objects.address, archive.name),
             fix="unpack it, or leave it out",
         ) from error
-    return pictures, labels
+    return pictures, labels, captions
 
 
 class ParquetInput:
     """Rows with the bytes of a picture file, as data sets on the Hugging Face hub have them.
 
-    Pictures are called FILE/ROW with the ending that fits their content.
+    Pictures are called FILE/ROW with the ending that fits their content. A column of strings, or of lists
+    of strings, called caption, captions or text holds captions.
     """
 
     def __init__(self, objects: Objects, files: Sequence[Entry]) -> None:
@@ -105,6 +122,7 @@ class ParquetInput:
         names: list[bytes] = []
         sizes: list[int] = []
         labels: list[str | int | None] = []
+        captions: list[list[str]] = []
         classes: list[str] | None = None
         self.column = ""
         for number, file in enumerate(self.files):
@@ -121,8 +139,20 @@ class ParquetInput:
                     first += found.num_rows
                 labelled = "label" in opened.schema_arrow.names
                 labels += opened.read(["label"])["label"].to_pylist() if labelled else [None] * rows
+                said = next((c for c in _CAPTIONS if c in opened.schema_arrow.names), None)
+                captions += (
+                    [_texts(value) for value in opened.read([said])[said].to_pylist()]
+                    if said
+                    else [[]] * rows
+                )
         numbers, found_classes = numbered_labels(labels, objects.address)
-        self.listing = Listing(names, sizes, numbers, (classes if numbers else None) or found_classes)
+        self.listing = Listing(
+            names,
+            sizes,
+            numbers,
+            (classes if numbers else None) or found_classes,
+            all_or_none(captions, objects.address),
+        )
 
     def _opened(self, number: int) -> Any:
         from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
@@ -145,6 +175,14 @@ class ParquetInput:
                     yield name, BrokenPicture(name.decode(), "the row holds no picture")
                 else:
                     yield name + ending(data).encode(), data
+
+
+_CAPTIONS = ("captions", "caption", "text")
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
 
 
 def _picture_column(schema: Any, where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,18 +31,21 @@ class Listing:
         sizes: of the files in bytes; of pictures in Parquet the mean of their row group.
         labels: of each; None without.
         classes: names in order of their label.
+        captions: of each, at least one; None without.
     """
 
     names: list[bytes]
     sizes: list[int]
     labels: list[int] | None
     classes: list[str] | None
+    captions: list[list[str]] | None = None
 
     def fingerprint(self) -> str:
-        """Digest of names, sizes and labels."""
+        """Digest of names, sizes, labels and captions."""
         listed = list(zip(self.names, self.sizes, strict=True))
         labelled = [(repr(self.labels).encode(), 0), (repr(self.classes).encode(), 0)]
-        return listing_fingerprint(listed + labelled)
+        said = [] if self.captions is None else [(json.dumps(c).encode(), 0) for c in self.captions]
+        return listing_fingerprint(listed + labelled + said)
 
 
 class Input(Protocol):
@@ -190,6 +194,24 @@ def numbered_labels(
     classes = sorted(set(words))
     number = {word: i for i, word in enumerate(classes)}
     return [number[word] for word in words], classes
+
+
+def all_or_none(captions: list[list[str]], where: str) -> list[list[str]] | None:
+    """`captions`, if every picture has some; None if no picture has.
+
+    Raises:
+        UserError: if only some have.
+    """
+    missing = sum(not said for said in captions)
+    if missing == len(captions):
+        return None
+    if missing:
+        raise UserError(
+            f"{missing} of {len(captions)} pictures have no caption",
+            where=where,
+            fix="give every picture one, or none",
+        )
+    return captions
 
 
 class Ranges(io.RawIOBase):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scholarch import __version__
-from scholarch.data.index import INDEX, MANIFEST, NAMES
+from scholarch.data.index import CAPTIONS, INDEX, MANIFEST, NAMES
 from scholarch.data.manifest import FilePart, Lineage, Manifest, Moments, ShardPart, read_manifest
 from scholarch.data.packing.listing import Input
 from scholarch.data.packing.shard import Packed, make_shard
@@ -224,6 +224,7 @@ def _finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
         lineage=lineage,
         index=_written(job.target, INDEX, file.getvalue()),
         names=_written(job.target, NAMES, names),
+        captions=_captions(job, kept),
         shards=tuple(
             ShardPart(name=shard_name(number), bytes=p.size, sha256=p.sha256, samples=len(p.records))
             for number, p in kept
@@ -236,6 +237,26 @@ def _finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
         if not len(part.records):
             job.target.remove(shard_name(number))
     return manifest
+
+
+def _captions(job: Job, parts: Sequence[tuple[int, Packed]]) -> FilePart | None:
+    """Writes the samples' captions, in their order."""
+    said = job.source.listing.captions
+    if said is None:
+        return None
+    numbers = np.concatenate([job.borders[number] + part.kept for number, part in parts])
+    return _written(job.target, CAPTIONS, captions_file([said[i] for i in numbers.tolist()]))
+
+
+def captions_file(captions: Sequence[Sequence[str]]) -> bytes:
+    """An Arrow file with one list of strings for each sample."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    table = pyarrow.table({"captions": pyarrow.array(captions, pyarrow.large_list(pyarrow.large_string()))})
+    file = io.BytesIO()
+    with pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
 
 
 def _written(target: Objects, name: str, data: bytes) -> FilePart:

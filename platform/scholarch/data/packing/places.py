@@ -6,16 +6,25 @@ from pathlib import Path, PurePosixPath
 
 from scholarch.data.decode import SUFFIXES
 from scholarch.data.packing.archives import ParquetInput, TarInput
+from scholarch.data.packing.coco import coco_input
 from scholarch.data.packing.listing import FolderInput, Input, list_input, prefix_input
 from scholarch.data.source import Labels
 from scholarch.errors import UserError
 from scholarch.storage.objects import Entry, Objects, is_s3, open_objects
 
-_KINDS = "a folder or s3:// prefix of pictures, .tar or .parquet files, or a .txt file that lists pictures"
+_KINDS = (
+    "a folder or s3:// prefix of pictures, .tar or .parquet files, a .txt file that lists pictures, "
+    "or a captions file of COCO"
+)
 
 
-def open_input(address: str, labels: Labels = "auto") -> Input:
+def open_input(address: str, labels: Labels = "auto", pictures: str = "") -> Input:
     """The pictures at an address, listed.
+
+    Args:
+        address: where they are, or a captions file of COCO.
+        labels: whether folders name classes.
+        pictures: where those are that a captions file names.
 
     Raises:
         UserError: if there are none, or of more than one kind.
@@ -34,6 +43,8 @@ def open_input(address: str, labels: Labels = "auto") -> Input:
     elif path.is_file():
         if path.suffix.lower() in (".txt", ".tsv"):
             return list_input(path)
+        if path.suffix.lower() == ".json":
+            return coco_input(path, pictures)
         objects = open_objects(str(path.parent))
         entries = [Entry(path.name, path.stat().st_size)]
     else:

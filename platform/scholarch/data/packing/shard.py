@@ -33,6 +33,7 @@ class Packed:
         names: the samples' names, joined.
         broken: "name: reason" of what was left out.
         sides: number of pictures by length of the shorter side.
+        kept: number of each sample within the shard's part of the listing, int64.
         moments: by number of channels: pictures, and sums of E[x] and E[x^2] of each channel.
     """
 
@@ -40,6 +41,7 @@ class Packed:
     sha256: str = ""
     records: np.ndarray = field(default_factory=lambda: np.empty(0, RECORD))
     names: bytes = b""
+    kept: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     broken: list[str] = field(default_factory=list)
     sides: Counter[int] = field(default_factory=Counter)
     moments: dict[int, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -58,7 +60,11 @@ class Packed:
         file = io.BytesIO()
         names = np.frombuffer(self.names, np.uint8)
         np.savez(
-            file, records=self.records, names=names, told=np.frombuffer(json.dumps(told).encode(), np.uint8)
+            file,
+            records=self.records,
+            names=names,
+            kept=self.kept,
+            told=np.frombuffer(json.dumps(told).encode(), np.uint8),
         )
         return file.getvalue()
 
@@ -72,6 +78,7 @@ class Packed:
                 sha256=told["sha256"],
                 records=file["records"],
                 names=file["names"].tobytes(),
+                kept=file["kept"],
                 broken=told["broken"],
                 sides=Counter({int(side): count for side, count in told["sides"].items()}),
                 moments={
@@ -99,7 +106,7 @@ def make_shard(source: Input, start: int, stop: int, resize: int | None) -> tupl
 
     The same pictures make the same bytes: times and owners are left out.
     """
-    archive, packed, rows, names = io.BytesIO(), Packed(), [], []
+    archive, packed, rows, names, kept = io.BytesIO(), Packed(), [], [], []
     labels, name_end = source.listing.labels, 0
     for index, (name, file) in enumerate(source.read(start, stop), start):
         try:
@@ -117,12 +124,14 @@ def make_shard(source: Input, start: int, stop: int, resize: int | None) -> tupl
         label = -1 if labels is None else labels[index]
         rows.append((archive.tell(), name_end, 0, len(data), zlib.crc32(data), label))
         names.append(name)
+        kept.append(index - start)
         archive.write(data)
         archive.write(bytes(-len(data) % _BLOCK))
     archive.write(bytes(2 * _BLOCK))
     content = archive.getvalue()
     packed.size, packed.sha256 = len(content), hashlib.sha256(content).hexdigest()
     packed.records, packed.names = np.array(rows, RECORD), b"".join(names)
+    packed.kept = np.array(kept, np.int64)
     return content, packed
 
 

@@ -36,7 +36,8 @@ def verify(
     if manifest is None:
         raise UserError(f"{MANIFEST} is missing", where=objects.address, fix="name a packed data set")
     index, names, damaged = _listing(objects, manifest)
-    begins = dict(zip(index["name_end"].tolist(), [0, *index["name_end"][:-1].tolist()], strict=True))
+    ends = index["name_end"].tolist()
+    begins = dict(zip(ends, [0, *ends[:-1]], strict=False))  # a damaged index has no sample
 
     def named(end: int) -> str:
         return names[begins[end] : end].decode("utf-8", "backslashreplace")
@@ -61,10 +62,11 @@ def _listing(objects: Objects, manifest: Manifest) -> tuple[np.ndarray, bytes, l
     """The index (empty if it is damaged), the names, and what is wrong with them."""
     stored, damaged = _content(objects, manifest.index)
     names, wrong = _content(objects, manifest.names)
+    said = [] if manifest.captions is None else _content(objects, manifest.captions)[1]
     if damaged or wrong:
-        return np.empty(0, RECORD), b"", damaged + wrong
+        return np.empty(0, RECORD), b"", damaged + wrong + said
     index: np.ndarray = np.load(io.BytesIO(stored))
-    return index, names, []
+    return index, names, said
 
 
 def _content(objects: Objects, part: FilePart) -> tuple[bytes, list[str]]:

@@ -24,14 +24,20 @@ TIMM_WEIGHTS = "timm.safetensors"
 TIMM = "timm_model.py"
 
 
-def trained_model(recipe: Recipe, learner: Learner, origin: str) -> Model:
-    """The backbone that a run gives away; all ranks take part, and all get it."""
+def trained_model(recipe: Recipe, learner: Learner, origin: str, merges: str = "") -> Model:
+    """The backbone that a run gives away; all ranks take part, and all get it.
+
+    Args:
+        recipe, learner: of the run.
+        origin: in words.
+        merges: by which tokens are made, where the run reads captions.
+    """
     network = learner.get_submodule(exported_network(recipe))
     assert isinstance(network, Network)
     return Model(
         recipe.model,
         whole_state(network.backbone),
-        preprocessing_of(recipe),
+        preprocessing_of(recipe, merges),
         recipe.data.labelled_source or None,
         origin,
     )
@@ -119,6 +125,8 @@ def register(
     )
     fingerprints = ",".join(one.fingerprint for one in data)
     tags = {"recipe": recipe.name, "data_fingerprint": fingerprints, "code_version": __version__}
+    if recipe.model.kind == "aligned" and recipe.init_from and recipe.init_from.found:
+        tags["parent"] = recipe.init_from.found.name  # the locked backbone's version
     trained = Trained(
         options=model.options,
         weights=model.weights,

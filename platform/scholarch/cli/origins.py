@@ -141,7 +141,9 @@ def _locked(recipe: Recipe, place: Place) -> Recipe:
         changes["init_from"] = init.model_copy(update={"student": place.network.removeprefix("teachers.")})
     if seen := place.preprocessing:
         theirs = {"mean": seen.mean, "std": seen.std}
-        left = {key: value for key, value in theirs.items() if isinstance(getattr(recipe.data, key), str)}
+        left: dict[str, Any] = {
+            key: value for key, value in theirs.items() if isinstance(getattr(recipe.data, key), str)
+        }
         left["channels"] = place.options.channels
         changes["data"] = recipe.data.model_copy(update=left)
     return recipe.model_copy(update=changes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from scholarch.cli import origins
 from scholarch.cli.pretrain import DEFAULT_RECIPE
-from scholarch.cli.sources import RECIPE
+from scholarch.cli.sources import RECIPE, VOCABULARY
 from scholarch.config.load import overridden, parse_yaml, plain
 from scholarch.config.resolve import differences, may_change
 from scholarch.config.scale import Scale
@@ -33,8 +33,6 @@ from scholarch.training.preflight import Preflight, check, check_beginning
 from scholarch.training.recipe import load_recipe, recipe_from
 
 STATE = "run.json"
-VOCABULARY = "vocabulary.txt"
-"""The merges that a run makes tokens by."""
 LEARNED_FROM = 200_000
 """Captions that merges are learned from, at most."""
 CHAIN = "stages.json"

@@ -14,11 +14,11 @@ from typing import Any
 from scholarch import __version__
 from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
-from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, VOCABULARY, Plan, Request, make_plan
+from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
-from scholarch.cli.sources import EXPORT, RECIPE, Model, exported_network
+from scholarch.cli.sources import EXPORT, RECIPE, VOCABULARY, Model, exported_network
 from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
@@ -127,7 +127,8 @@ class Session:
         else:
             start = trainer.begin()
         outcome, finished = trainer.run(start)
-        model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}")
+        merges = plan.tokenizer.text() if plan.tokenizer else ""
+        model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}", merges)
         if world.first:
             progress.write()
             self._hand_over(plan, model, outcome, finished)

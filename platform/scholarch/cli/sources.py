@@ -26,6 +26,8 @@ from scholarch.training.recipe import recipe_from
 
 EXPORT = "export"
 RECIPE = "recipe.yaml"
+VOCABULARY = "vocabulary.txt"
+"""The merges by which a run makes tokens of captions."""
 SIDE_IN_PATCHES = 16
 """Of the pictures that released weights of patch 14 and 16 were trained on: 224 and 256 pixels."""
 
@@ -86,10 +88,15 @@ def exported_network(recipe: Recipe) -> str:
     return "student" if ema is None else f"teachers.{ema}"
 
 
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """What a resolved recipe says of pictures."""
+def preprocessing_of(recipe: Recipe, merges: str = "") -> Preprocessing:
+    """What a resolved recipe says of pictures; and of captions the merges that its run makes tokens by."""
     data = recipe.data
-    return Preprocessing(size=settled(recipe.evaluation.size), mean=settled(data.mean), std=settled(data.std))
+    return Preprocessing(
+        size=settled(recipe.evaluation.size),
+        mean=settled(data.mean),
+        std=settled(data.std),
+        merges=merges,
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,14 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe | None:
     return recipe_from(parse_yaml(text), where=joined(_run_of(checkpoint), RECIPE))
 
 
+def _merges(checkpoint: Checkpoint) -> str:
+    where = joined(_run_of(checkpoint), VOCABULARY)
+    try:
+        return open_objects(_run_of(checkpoint)).read(VOCABULARY).decode()
+    except FileNotFoundError:
+        raise UserError("is missing: tokens cannot be made without it", where=where) from None
+
+
 def _checkpoint(found: Checkpoint) -> Place:
     recipe, run = _recipe_of(found), _run_of(found)
     origin = f"{run.rpartition('/')[2]}, step {found.step}"
@@ -232,7 +247,7 @@ def _checkpoint(found: Checkpoint) -> Place:
         origin,
         options=recipe.model,
         heads=recipe.heads,
-        preprocessing=preprocessing_of(recipe),
+        preprocessing=preprocessing_of(recipe, _merges(found) if recipe.captions else ""),
         data=recipe.data.labelled_source or None,
         network=exported_network(recipe),
     )

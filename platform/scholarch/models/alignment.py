@@ -20,7 +20,7 @@ from scholarch.draws import Draws
 from scholarch.models.block import Block
 from scholarch.models.capi import CapiViTOptions
 from scholarch.models.convnext import ConvNeXtOptions
-from scholarch.models.features import Backbone, Features, Views
+from scholarch.models.features import Backbone, Features, Views, wanted_layers
 from scholarch.models.layers import build_norm
 from scholarch.models.packing import Packing, decide_packed, pack
 from scholarch.models.text import NormalLinear, TextOptions, TextTower, pooled
@@ -136,8 +136,12 @@ class AlignedBackbone(Backbone):
     [B, E], `patches` [B, L, E] (every token), `prenorm` [B, L, width of the tower] and `scale`.
 
     The backbone stays in eval mode and gets no gradient.
+
+    Attributes:
+        merges: text of the merges by which its tokens are made; empty: not known.
     """
 
+    merges: str = ""
     locked: ClassVar[tuple[str, ...]] = (VISION,)
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"logit_scale": (0.0, LARGEST_SCALE)}
 
@@ -195,12 +199,19 @@ class AlignedBackbone(Backbone):
     def intermediate_layers(
         self, images: Tensor, layers: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
-        """See Backbone; layers are the locked backbone's."""
-        return self.vision.intermediate_layers(images, layers, norm=norm)
+        """See Backbone; layers are the locked backbone's, and with `norm` the last one is what the head gives."""
+        found = self.vision.intermediate_layers(images, layers, norm=norm)
+        depth = len(self.vision.blocks)
+        if norm and wanted_layers(layers, depth)[-1] == depth - 1:
+            found[-1] = self._headed([found[-1]], [Views(images)], None)[0]
+        return found
 
     def _pictures(self, views: list[Views], draws: Draws | None) -> list[Features]:
         with torch.no_grad():
             found = self.vision([group._replace(masks=None, predict=None) for group in views])
+        return self._headed(found, views, draws)
+
+    def _headed(self, found: Sequence[Features], views: list[Views], draws: Draws | None) -> list[Features]:
         tokens = [torch.cat([f.cls[:, None], f.registers, f.patches], dim=1) for f in found]
         projected = self.visual_model["head"](tokens, views, draws)
         features = []

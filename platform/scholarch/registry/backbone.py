@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scholarch.errors import UserError
 from scholarch.models import BACKBONES, BackboneOptions, build_backbone
+from scholarch.models.alignment import AlignedBackbone
 from scholarch.models.features import Backbone
 
 FORMAT = 1
@@ -24,20 +25,26 @@ WEIGHTS_NAME = "backbone.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What is done to a picture, as evaluations do it (reference.md 9.1).
+    """What is done to a picture, as evaluations do it (reference.md 9.1), and to a text.
 
     Attributes:
         size: side of the central square in pixels; the shorter side is resized to size * 256 / 224.
         mean, std: of each channel, for values in [0, 1].
+        merges: text of the byte-pair merges by which tokens are made; empty: the model reads no text.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    merges: str = ""
 
 
-def assemble(options: BackboneOptions, weights: Mapping[str, Tensor]) -> Backbone:
+def assemble(options: BackboneOptions, weights: Mapping[str, Tensor], merges: str = "") -> Backbone:
     """The backbone with these weights (not copied), in evaluation mode.
+
+    Args:
+        options, weights: that fit each other.
+        merges: of its preprocessing, for one that reads texts.
 
     Raises:
         UserError: if the weights are those of another architecture.
@@ -51,6 +58,8 @@ def assemble(options: BackboneOptions, weights: Mapping[str, Tensor]) -> Backbon
             f"the weights do not fit the model: {str(error).splitlines()[1].strip()}",
             fix="use the recipe that they were trained with",
         ) from error
+    if isinstance(backbone, AlignedBackbone):
+        backbone.merges = merges
     return backbone.eval().requires_grad_(False)
 
 
@@ -95,7 +104,7 @@ def load_backbone(folder: Path) -> tuple[Backbone, Preprocessing]:
     from safetensors.torch import load_file
 
     options, preprocessing = describe(folder)
-    return assemble(options, load_file(folder / WEIGHTS_NAME)), preprocessing
+    return assemble(options, load_file(folder / WEIGHTS_NAME), preprocessing.merges), preprocessing
 
 
 def describe(folder: Path) -> tuple[BackboneOptions, Preprocessing]:

@@ -36,6 +36,7 @@ _REQUIRED = (
     "pydantic",
     "safetensors",
     "tifffile",
+    "tokenizers",
     "torch",
     "torchvision",
 )
@@ -256,25 +257,20 @@ class _Registration:
     def _save(self, model: Any, folder: Path, card: str) -> None:
         """Lay out `folder/model`: data, this package's code, signature, example, requirements, card."""
         import mlflow.pyfunc
-        import numpy as np
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+        from mlflow.models import Model
 
         import scholarch
 
         trained, path, data = self.trained, folder / "model", folder / _DATA
         data.mkdir()
         width = save_backbone(data, trained.options, trained.weights, trained.preprocessing)
+        face = _text_face() if trained.preprocessing.merges else _face(width)
         mlflow.pyfunc.save_model(
             path,
-            loader_module="scholarch.registry.pyfunc",
+            loader_module=face.module,
             data_path=str(data),
             code_paths=[str(Path(scholarch.__file__).parent)],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec("binary", COLUMN)]),
-                outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
-                params=ParamSchema([ParamSpec("return", "string", "cls")]),
-            ),
+            signature=face.signature,
             input_example=_example(trained.preprocessing),
             pip_requirements=requirements(),
             metadata={"run_id": self.run_id, "step": trained.step},
@@ -297,6 +293,52 @@ class _Registration:
                 self.client.log_metric(
                     self.run_id, metric.key, metric.value, metric.timestamp, metric.step, model_id=model_id
                 )
+
+
+class _Face(NamedTuple):
+    """How a model is called.
+
+    Attributes:
+        module: that loads it.
+        signature: MLflow's.
+    """
+
+    module: str
+    signature: Any
+
+
+def _face(width: int) -> _Face:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("binary", COLUMN)]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
+        params=ParamSchema([ParamSpec("return", "string", "cls")]),
+    )
+    return _Face("scholarch.registry.pyfunc", signature)
+
+
+def _text_face() -> _Face:
+    """One model with three tasks; how many columns come out depends on the task."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    columns = [ColSpec("binary", COLUMN, required=False), ColSpec("string", "text", required=False)]
+    signature = ModelSignature(
+        inputs=Schema(columns),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+        params=ParamSchema(
+            [
+                ParamSpec("task", "string", "auto"),
+                ParamSpec("classes", "string", [""], shape=(-1,)),
+                ParamSpec("templates", "string", [""], shape=(-1,)),
+            ]
+        ),
+    )
+    return _Face("scholarch.registry.pyfunc_text", signature)
 
 
 def requirements() -> list[str]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import platform_release
 import pytest
 from commands import state_of
 from runs_api import Api
@@ -37,8 +38,17 @@ def api() -> Api:
 
 
 @pytest.fixture(scope="session")
-def operator(api: Api) -> Iterator[Operator]:
-    """The one that looks after runs."""
+def platform(api: Api) -> None:
+    """The chart's release; it stays for the other tests, and for a look at it."""
+    assert api.of("Namespace"), "the API server answers"
+    platform_release.install()
+
+
+@pytest.fixture(scope="session")
+def operator(api: Api, request: pytest.FixtureRequest) -> Iterator[Operator]:
+    """The one that looks after runs: the platform's where its image is on the nodes."""
+    if os.environ.get("SCHOLARCH_TEST_IMAGE"):
+        request.getfixturevalue("platform")
     found = the_operator(api)
     try:
         yield found

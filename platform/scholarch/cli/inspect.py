@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel of the picture that all patches are compared with (default: its centre)",
     )
     parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="draw where the picture shows it; may be given several times (aligned models only)",
+    )
+    parser.add_argument(
         "--sizes",
         metavar="A,B,...",
         help="pixels of the shorter side, multiples of the patch (default: the model's size, twice and three "
@@ -64,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     height, width = picture.shape[1:]
     point = _point(arguments.point, width, height)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = assemble(model.options, model.weights).float().to(device)
+    backbone = assemble(model.options, model.weights, seen.merges).float().to(device)
     found = inspect_picture(
         backbone,
         picture,
@@ -73,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         std=seen.std,
         point=point,
         threshold=arguments.threshold,
+        texts=list(dict.fromkeys(arguments.text)),
     )
     content = Content(
         title=path.name,

@@ -173,6 +173,11 @@ class AlignedBackbone(Backbone):
         assert isinstance(found, Backbone)
         return found
 
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """The locked backbone's."""
+        return self.vision.blocks
+
     def towers(self) -> Mapping[str, nn.Module]:
         """See Backbone."""
         return {
@@ -201,7 +206,7 @@ class AlignedBackbone(Backbone):
     ) -> list[Features]:
         """See Backbone; layers are the locked backbone's, and with `norm` the last one is what the head gives."""
         found = self.vision.intermediate_layers(images, layers, norm=norm)
-        depth = len(self.vision.blocks)
+        depth = len(self.blocks)
         if norm and wanted_layers(layers, depth)[-1] == depth - 1:
             found[-1] = self._headed([found[-1]], [Views(images)], None)[0]
         return found

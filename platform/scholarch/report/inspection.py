@@ -5,8 +5,8 @@ Legend: C channels, H x W pixels, h x w patches, N = h * w, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scholarch.data.views import WholeView
+from scholarch.data.words import Words, patch_cosines
 from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
 from scholarch.report import pictures
@@ -56,6 +57,7 @@ class Inspection:
         similarity: [h, w], cosines with that patch.
         threshold: norm above which a token is an outlier.
         outliers: [h, w] bool.
+        said: [h, w] by text, cosines of patches with it.
     """
 
     scenes: Sequence[Scene]
@@ -64,6 +66,7 @@ class Inspection:
     similarity: np.ndarray
     threshold: float
     outliers: np.ndarray
+    said: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def scene(backbone: Backbone, image: Tensor) -> Scene:
@@ -92,6 +95,7 @@ def inspect_picture(
     std: Sequence[float],
     point: tuple[float, float] = (0.5, 0.5),
     threshold: float | None = None,
+    texts: Sequence[str] = (),
 ) -> Inspection:
     """Runs the backbone, which is in evaluation mode, on a picture at several sizes.
 
@@ -101,6 +105,10 @@ def inspect_picture(
         point: (x, y) as shares of width and height, in [0, 1).
         threshold: norm above which a token is an outlier (150 for DINOv2 g/14, reference.md 9.9; it is
             another one for every model); None: 6 deviations above the median (`usual_norms`).
+        texts: what is looked for in the picture; only an aligned backbone reads any.
+
+    Raises:
+        UserError: if there are texts and the backbone reads none.
     """
     device = next(backbone.parameters()).device
     scenes = [
@@ -121,7 +129,19 @@ def inspect_picture(
         similarity=similarity_to(first.patches, first.grid, (row, column)),
         threshold=limit,
         outliers=first.norms > limit,
+        said=said_where(backbone, first, texts) if texts else {},
     )
+
+
+def said_where(backbone: Backbone, seen: Scene, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """[h, w] cosines of the patches with each text.
+
+    Raises:
+        UserError: if the backbone reads no text.
+    """
+    words = Words(backbone)
+    maps = patch_cosines(seen.patches, words.texts(texts)).T.reshape(len(texts), *seen.grid)
+    return dict(zip(texts, maps.cpu().numpy(), strict=True))
 
 
 def write_inspection(folder: Path, found: Inspection, content: Content) -> Report:
@@ -151,6 +171,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     """What the figures do not say, for the page's table."""
     rows = [
         ("Sizes", ", ".join(f"{s.image.shape[2]} x {s.image.shape[1]}" for s in found.scenes)),
+        *((f"“{text}”", f"cosines {m.min():.3f} to {m.max():.3f}") for text, m in found.said.items()),
         ("Compared with", f"patch in row {found.point[0]}, column {found.point[1]}"),
         (
             "Outlier tokens",
@@ -188,6 +209,19 @@ def sections(found: Inspection, mean: Sequence[float], std: Sequence[float]) -> 
             lambda theme: draw_norms(found, mean, std, theme),
         ),
     ]
+    if found.said:
+        shown.insert(
+            0,
+            Section(
+                "text",
+                "Text",
+                "Cosine of every patch with "
+                + ", ".join(f"“{text}”" for text in found.said)
+                + ", in this order; "
+                "each map is scaled to its own range.",
+                lambda theme: draw_heads(first.image, np.stack(list(found.said.values())), mean, std, theme),
+            ),
+        )
     if attention is not None:
         heads = attention[None]
         shown.insert(
@@ -206,7 +240,7 @@ def sections(found: Inspection, mean: Sequence[float], std: Sequence[float]) -> 
 def draw_heads(
     image: Tensor, maps: np.ndarray, mean: Sequence[float], std: Sequence[float], theme: Theme = LIGHT
 ) -> Figure:
-    """The picture, then each head's map [heads, h, w] over its own range, row by row."""
+    """The picture, then each map (a head's, a text's) [maps, h, w] over its own range, row by row."""
     heat = colormaps["magma"]
     shown = [heat((head - head.min()) / max(float(np.ptp(head)), 1e-12))[..., :3] for head in maps]
     return _rows([pictures.to_rgb_images(image, mean, std), *shown], theme, across=5)

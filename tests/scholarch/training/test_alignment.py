@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gloo import run_ranks
 from scholarch.config.schema import Recipe
 from scholarch.models.alignment import AlignedBackbone
 from scholarch.training.checkpoint import newest_whole
+from scholarch.training.learner import StepValues
 from scholarch.training.networks import Execution, build_network, materialise, whole_state
 from scholarch.training.optimizer import Optimizer
 from scholarch.training.recipe import load_recipe
@@ -67,6 +69,33 @@ def test_the_backbone_stays_and_all_else_moves(tmp_path: Path) -> None:
         locked = name.startswith("backbone.visual_model.backbone.")
         unused = name.endswith("positional_embedding")  # moves where captions are, which is checked below
         assert differs != locked or unused, name
+
+
+@pytest.mark.gloo
+def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    def whole(group: ProcessGroup, folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
+        recipe = tiny("training.precision=fp32", "training.checkpoint_every=8", "training.steps=5")
+        trainer, _ = tiny_trainer(gloo_world(group), folder, recipe)
+        honest = trainer.learner.accumulate
+
+        def accumulate(*arguments: Any) -> StepValues:
+            trainer.stop.asked = arguments[-1] == stop
+            return honest(*arguments)
+
+        trainer.learner.accumulate = accumulate  # type: ignore[method-assign]
+        outcome, finished = trainer.run(trainer.begin())
+        if stop is not None:
+            assert (outcome, finished) == ("interrupted", stop + 1)
+            trainer, _ = tiny_trainer(gloo_world(group), folder, recipe)
+            found = newest_whole(folder)
+            assert found is not None
+            assert trainer.run(trainer.resume(found)) == ("done", 5)
+        return whole_state(trainer.learner.student)
+
+    plain = run_ranks(2, whole, tmp_path / "plain", None)[0]
+    resumed = run_ranks(2, whole, tmp_path / "stopped", 1)[0]
+    for name, tensor in plain.items():
+        assert torch.equal(resumed[name], tensor), name
 
 
 def test_groups_and_bounds() -> None:

@@ -3,7 +3,13 @@
 # No `from __future__ import annotations` here: TorchX reads the annotations and takes them for strings.
 # For the same reason arguments have plain types; an `int | None` arrives as a string.
 
-from scholarch.config.command import evaluate_arguments, pretrain_arguments
+from scholarch.config.command import (
+    ALIGN_RECIPE,
+    align_arguments,
+    backbone_override,
+    evaluate_arguments,
+    pretrain_arguments,
+)
 from torchx import specs
 
 from scholarch_jobs.rendering import IMAGE, app, resource_of, stages
@@ -58,6 +64,71 @@ def pretrain(
     return app(
         pretrain_arguments(recipes, run=run, resume=resume, data=data, overrides=overrides),
         {"name": name, "stages": stages(recipes), "run": run, "data": data, "overrides": list(overrides)},
+        image=image,
+        resource=resource_of(resource, cpu, gpu, memory),
+        nodes=nodes,
+        processes=processes,
+        env=env,
+        mounts=mounts,
+        restarts=restarts,
+        retries=retries,
+        store=store,
+    )
+
+
+def align(
+    *overrides: str,
+    backbone: str = "",
+    recipe: str = ALIGN_RECIPE,
+    data: str = "",
+    run: str = "",
+    resume: bool = False,
+    name: str = "",
+    nodes: str = "1",
+    processes: int = 0,
+    resource: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 4096,
+    image: str = IMAGE,
+    env: dict[str, str] | None = None,
+    mounts: list[str] | None = None,
+    restarts: int = -1,
+    retries: int = 0,
+    store: str = "",
+) -> specs.AppDef:
+    """Aligns a locked backbone with text: `scholarch align` on the workers of one or more nodes.
+
+    Args:
+        overrides: changes to the recipe, as key.path=value
+        backbone: what is aligned: a run, an export, a file of weights, or models:/NAME@ALIAS
+        recipe: name of a recipe or path of its file
+        data: pictures with captions: a folder, data set name or URL that replaces the recipe's data
+        run: run folder or s3://BUCKET/PREFIX; chosen for you when empty
+        resume: go on from the newest checkpoint in the run folder (True or False); a TrainingRun always does
+        name: name of the TrainingRun; a new one when empty
+        nodes: N, or MIN:MAX for a run that may lose and gain nodes
+        processes: workers on each node; 0 is one for each GPU, and 1 without GPUs
+        resource: a node by name, such as h100 or h100_4, in place of cpu, gpu and memory
+        cpu: cores of each node
+        gpu: GPUs of each node
+        memory: megabytes of each node
+        image: container image, where the scheduler runs containers
+        env: environment of the workers, as KEY=VALUE,KEY=VALUE
+        mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
+        restarts: faults after which a node starts its workers again; -1 is 3 with several nodes, 0 with one
+        retries: times that the scheduler starts the job again
+        store: HOST:PORT of a `python -m scholarch.training.store`, which MIN:MAX needs unless -s scholarch brings it
+
+    Raises:
+        ComponentValidationException: nodes is neither N nor MIN:MAX, or there is no such resource
+    """
+    # For a TrainingRun it is a pretraining: by this recipe, from that backbone.
+    changes = [*([backbone_override(backbone)] if backbone else []), *overrides]
+    work = {"name": name, "stages": stages([recipe]), "run": run, "data": data, "overrides": changes}
+    return app(
+        align_arguments(backbone, recipe, run=run, resume=resume, data=data, overrides=overrides),
+        {"verb": "pretrain", **work},
         image=image,
         resource=resource_of(resource, cpu, gpu, memory),
         nodes=nodes,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scholarch_jobs
 import yaml
 from torchx.runner import get_runner
 
@@ -43,6 +44,24 @@ def torchx(*arguments: str, path: str | None = None) -> subprocess.CompletedProc
         timeout=240,
         check=False,
     )
+
+
+def test_align_is_a_pretraining_from_a_backbone() -> None:
+    asked = {"backbone": "models:/a@champion", "data": "s3://pairs", "run": "s3://runs/t"}
+    (role,) = scholarch_jobs.align("seed=3", **asked).roles
+    assert role.args[role.args.index("--") + 1 :] == [
+        "align", "--backbone", "models:/a@champion", "--recipe", "dinov3/text", "--run", "s3://runs/t",
+        "data=s3://pairs", "seed=3",
+    ]  # fmt: skip
+    keys = role.metadata["scholarch"]
+    assert keys["verb"] == "pretrain"
+    assert keys["stages"] == [{"recipe": "dinov3/text"}]
+    assert keys["overrides"] == [
+        'init_from={"checkpoint": "models:/a@champion", "what": ["backbone"]}',
+        "seed=3",
+    ]
+    with get_runner() as runner:  # TorchX reads its arguments
+        runner.dryrun_component("scholarch_jobs.align", ["--backbone", "runs/mine", "seed=3"], "local_cwd")
 
 
 def test_kubernetes_one_node() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from scholarch.cli import pretrain
-
-DEFAULT_RECIPE = "dinov3/text"
+from scholarch.config.command import ALIGN_RECIPE, backbone_override
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    pretrain.add_arguments(parser, default=DEFAULT_RECIPE)
+    pretrain.add_arguments(parser, default=ALIGN_RECIPE)
     parser.add_argument(
         "--backbone",
         metavar="MODEL",
@@ -24,10 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; gives the exit code."""
     if arguments.backbone is not None:
-        arguments.overrides = [
-            f"init_from={json.dumps({'checkpoint': arguments.backbone, 'what': ['backbone']})}",
-            *arguments.overrides,
-        ]
+        arguments.overrides = [backbone_override(arguments.backbone), *arguments.overrides]
     if not arguments.recipe and not arguments.resume:
-        arguments.recipe = [DEFAULT_RECIPE]
+        arguments.recipe = [ALIGN_RECIPE]
     return pretrain.run(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 LAUNCHER = ("python", "-m", "scholarch.training.launch")
@@ -25,6 +26,31 @@ def pretrain_arguments(
     arguments += ["--resume"] if resume else []
     arguments += [f"data={data}"] if data else []
     return [*arguments, *overrides]
+
+
+ALIGN_RECIPE = "dinov3/text"
+"""What `align` carries out where no recipe is named."""
+
+
+def align_arguments(
+    backbone: str,
+    recipe: str = "",
+    *,
+    run: str = "",
+    resume: bool = False,
+    data: str = "",
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """`align ...`: a locked backbone, and a text tower that learns to name what it sees."""
+    _, *rest = pretrain_arguments(
+        [recipe] if recipe else [], run=run, resume=resume, data=data, overrides=overrides
+    )
+    return ["align", *(["--backbone", backbone] if backbone else []), *rest]
+
+
+def backbone_override(backbone: str) -> str:
+    """`align --backbone BACKBONE` as an override of a recipe."""
+    return f"init_from={json.dumps({'checkpoint': backbone, 'what': ['backbone']})}"
 
 
 def evaluate_arguments(

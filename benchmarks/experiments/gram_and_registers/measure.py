@@ -15,8 +15,7 @@ from scenes import CLASSES, GRID, SIDE, Scenes
 from scholarch.data.views import WholeView
 from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
-from scholarch.objectives.monitors import cls_patch_cosine
-from scholarch.report.pictures import usual_norms
+from scholarch.objectives.monitors import cls_patch_cosine, usual_norms
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler

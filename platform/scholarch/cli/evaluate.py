@@ -11,7 +11,33 @@ from scholarch.errors import EXIT_DONE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "model", help="a run, an export folder (both also under s3://), or models:/NAME@ALIAS"
+        "model",
+        help="a run, a checkpoint, an export folder (all also under s3://), a file of released weights, "
+        "models:/NAME@ALIAS; with --suite also timm:NAME or timm:NAME:FILE",
+    )
+    parser.add_argument(
+        "--suite", default="", metavar="NAME", help="run a suite of evaluations: its name, or a YAML file"
+    )
+    parser.add_argument(
+        "--to",
+        default="",
+        metavar="FOLDER",
+        help="where the result of a suite goes, also s3:// (default: evaluations/SUITE/MODEL)",
+    )
+    parser.add_argument(
+        "--features",
+        default="",
+        metavar="FOLDER",
+        help="keep what is extracted for a suite there, also s3://; processes on several machines need it",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, help="pictures that go through the backbone together (default: 64)"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="changes to the suite, such as data.imagenet.address=FOLDER",
     )
     parser.add_argument(
         "--evaluation", choices=("knn",), default="knn", help="what to measure (default: knn)"
@@ -30,6 +56,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a table of metrics."""
+    from scholarch.errors import UserError
+
+    if arguments.suite:
+        return _suite(arguments)
+    if arguments.overrides:
+        raise UserError(
+            "changes a suite, and none is named", where=arguments.overrides[0], fix="name it: --suite NAME"
+        )
+    return _knn(arguments)
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    from scholarch.cli.suites import Asked, run_suite
+    from scholarch.errors import UserError
+    from scholarch.training.distributed import world
+
+    if arguments.data or arguments.test:
+        raise UserError(
+            "a suite names its own data",
+            where="--data" if arguments.data else "--test",
+            fix="data.NAME.address=FOLDER",
+        )
+    if arguments.batch < 1:
+        raise UserError(f"a batch of {arguments.batch} holds no picture", where="--batch", fix="1 or more")
+    asked = Asked(
+        model=arguments.model,
+        suite=arguments.suite,
+        overrides=arguments.overrides,
+        to=arguments.to,
+        features=arguments.features,
+        batch=arguments.batch,
+        as_json=arguments.json,
+    )
+    with world() as processes:
+        return run_suite(asked, processes)
+
+
+def _knn(arguments: argparse.Namespace) -> int:
     import torch
 
     from scholarch.cli.sources import open_model

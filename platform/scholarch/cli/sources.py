@@ -138,7 +138,7 @@ def opened_at(checkpoint: Checkpoint) -> OpenRun:
     recipe = _recipe_of(checkpoint)
     if recipe is None:
         raise UserError("holds no run", where=_run_of(checkpoint), fix="name a run's folder")
-    return OpenRun(recipe, _opened(_checkpoint(checkpoint)), checkpoint.step)
+    return OpenRun(recipe, opened(_checkpoint(checkpoint)), checkpoint.step)
 
 
 def run_address(run: str | Path) -> str:
@@ -191,10 +191,15 @@ def open_model(name: str) -> Model:
     Raises:
         UserError: if there is no such thing, or it is damaged.
     """
-    return _opened(find_model(name))
+    return opened(find_model(name))
 
 
-def _opened(place: Place) -> Model:
+def opened(place: Place) -> Model:
+    """The backbone of a model that was found.
+
+    Raises:
+        UserError: if its architecture cannot be told, or it is damaged.
+    """
     if place.options is None or place.preprocessing is None:
         named = f"keep the released name, or call it after what it is: {', '.join(RELEASED)}"
         raise UserError(

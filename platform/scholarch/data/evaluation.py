@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scholarch.data.decode import to_channels
 from scholarch.data.source import BrokenPicture, Source, expect
-from scholarch.data.views import EvaluationView
+from scholarch.data.views import EvaluationView, WholeView
 
 
 @dataclass
@@ -41,6 +41,18 @@ def evaluation_batches(
     Args:
         threads: that decode, at most one batch ahead; None: up to 8, one for each core.
     """
+    for part, loaded in viewed(source, indices, view, batch_size, threads):
+        yield _collate(source, part, loaded, view)
+
+
+def viewed(
+    source: Source,
+    indices: np.ndarray,
+    view: EvaluationView | WholeView,
+    batch_size: int,
+    threads: int | None = None,
+) -> Iterator[tuple[list[int], list[Tensor | BrokenPicture]]]:
+    """The same as lists of so many numbers and what became of each picture."""
 
     def load(index: int) -> Tensor | BrokenPicture:
         try:
@@ -56,7 +68,7 @@ def evaluation_batches(
             loaded, pending = pending, iter(())
             if number + 1 < len(parts):
                 pending = pool.map(load, parts[number + 1].tolist())
-            yield _collate(source, part.tolist(), list(loaded), view)
+            yield part.tolist(), list(loaded)
 
 
 def _collate(

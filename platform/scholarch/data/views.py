@@ -273,6 +273,11 @@ class WholeView:
         self.size, self.patch = size, patch
         self._normalise = _Normalise(mean, std)
 
+    @property
+    def channels(self) -> int:
+        """Channels that a picture must have."""
+        return self._normalise.channels
+
     def __call__(self, picture: Tensor) -> Tensor:
         """[C, H, W], uint8 or float in [0, 1], to float32 [C, h * patch, w * patch], normalised."""
         shorter = min(picture.shape[1:])

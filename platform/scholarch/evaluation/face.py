@@ -16,16 +16,17 @@ from torch import Tensor
 from scholarch.data.annotated.face import Annotated, Kind, SplitName
 from scholarch.models.features import Backbone
 
-Output = Literal["cls", "cls_last", "mean_patch", "patches", "keys", "norms", "embedded"]
+Output = Literal["cls", "cls_last", "mean_patch", "patches", "keys", "norms", "embedded", "pixels"]
 """What of a backbone an evaluation may ask for, for each sample:
 
     cls         [D], after the final norm
-    cls_last    [4, D], CLS of the last 4 blocks (or of all, where there are fewer), each after the final norm
+    cls_last    [4, D], CLS of the last 4 blocks (or of all, where there are fewer), normed; not of ConvNeXt
     mean_patch  [D], mean of `patches`
     patches     [N, D], after the final norm
     keys        [N, D], of all heads of the last block's attention, in a row; of ViTs only
-    norms       [N, L], length of each patch after each of L blocks, before the final norm
+    norms       [N, L], length of each patch after each of L blocks, before the final norm; not of ConvNeXt
     embedded    [N, D], of the patch embedding; of ViTs only
+    pixels      [N, C * patch * patch], the normalised pixels themselves
 """
 ViewName = Literal["crop", "whole"]
 """`crop`: the central square, as for classification; `whole`: the whole picture in its own ratio."""
@@ -101,6 +102,15 @@ class Given:
         data = self.data[split]
         found = [data.annotation(int(i), "class") for i in self.features(split, size).samples]
         return np.array(found, dtype=np.int64)
+
+    def by_name(self, split: SplitName) -> np.ndarray:
+        """[n] int64, rows of the split in the order of the samples' names.
+
+        What draws samples draws them from this order, so that the order of the data changes nothing.
+        """
+        data = self.data[split]
+        names = [data.name(int(i)) for i in self.features(split).samples]
+        return np.argsort(np.array(names), kind="stable")
 
 
 @dataclass(frozen=True)

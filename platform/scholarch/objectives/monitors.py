@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,6 +93,17 @@ def patch_norms(patches: Tensor) -> dict[str, Tensor]:
         "median": norms.median(),
         "largest": norms.max(),
     }
+
+
+def usual_norms(norms: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest norm that does not stand far out: the median, and 6 deviations to each side.
+
+    A deviation is 1.4826 times the median distance from the median, which for a normal distribution
+    is its standard deviation, and at least 1 % of the median.
+    """
+    median = float(np.median(norms))
+    deviation = max(1.4826 * float(np.median(np.abs(norms - median))), 1e-2 * median)
+    return median - 6 * deviation, median + 6 * deviation
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from scholarch.data.views import WholeView
 from scholarch.data.words import Words, patch_cosines
 from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
+from scholarch.objectives.monitors import usual_norms
 from scholarch.report import pictures
 from scholarch.report.page import Content, Report, Section, Tile, write_page
 from scholarch.report.pictures import PIXELS, Canvas
@@ -121,7 +122,7 @@ def inspect_picture(
         with torch.inference_mode():
             seen = backbone.last_attention(first.image[None]).cls
         attention = pictures.attention_maps(seen, backbone.registers, first.grid)[0]
-    limit = pictures.usual_norms(first.norms.flatten())[1] if threshold is None else threshold
+    limit = usual_norms(first.norms.flatten())[1] if threshold is None else threshold
     return Inspection(
         scenes=scenes,
         attention=attention,

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from scholarch.objectives.monitors import usual_norms
 from scholarch.report.theme import DPI, LIGHT, WIDTH, Theme, new_figure
 
 PIXELS = int(WIDTH * DPI)
@@ -85,17 +86,6 @@ def pca_colours(patches: Tensor) -> np.ndarray:
         projected = (tokens - centre) @ direction / deviations[number]
         colours[:, number] = 1 / (1 + np.exp(-2 * projected.clip(-50, 50)))
     return colours.reshape(*features.shape[:2], 3)
-
-
-def usual_norms(norms: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest norm that does not stand far out: the median, and 6 deviations to each side.
-
-    A deviation is 1.4826 times the median distance from the median, which for a normal distribution
-    is its standard deviation, and at least 1 % of the median.
-    """
-    median = float(np.median(norms))
-    deviation = max(1.4826 * float(np.median(np.abs(norms - median))), 1e-2 * median)
-    return median - 6 * deviation, median + 6 * deviation
 
 
 def attention_maps(attention: Tensor, registers: int, grid: tuple[int, int]) -> np.ndarray:

@@ -75,7 +75,7 @@ class Annotated:
     Args:
         source: the pictures.
         known: how each kind of annotation is read, by number of the sample.
-        names: of the classes of `class` and `mask`.
+        names: of the classes, by kind: `class` and `mask` have such.
         fingerprint: digest of pictures and annotations.
     """
 
@@ -83,15 +83,15 @@ class Annotated:
         self,
         source: Source,
         known: Mapping[Kind, Callable[[int], Any]],
-        names: Sequence[str] = (),
+        names: Mapping[Kind, Sequence[str]] | None = None,
         fingerprint: str = "",
     ) -> None:
-        self.source, self.known, self.names = source, known, list(names)
+        self.source, self.known, self.names = source, known, dict(names or {})
         self._fingerprint = fingerprint or source.fingerprint()
 
     @property
     def classes(self) -> list[str] | None:
-        return self.names or None
+        return list(self.names["class"]) if "class" in self.names else None
 
     @property
     def kinds(self) -> frozenset[Kind]:

@@ -85,27 +85,6 @@ def test_a_patch_is_the_digits_where_a_quarter_is_ink() -> None:
     assert scenes.patch_labels(owner).tolist() == [[9, 1], [1, 1]]
 
 
-def test_cosines_of_neighbours() -> None:
-    import measure
-    import scenes
-    import torch
-
-    tokens = torch.zeros(1, scenes.GRID**2, 2)
-    tokens[..., 0] = 1.0
-    tokens[0, 0] = torch.tensor([0.0, 3.0])  # the corner is like neither of its two neighbours
-    near = measure.neighbour_cosine(tokens).reshape(scenes.GRID, scenes.GRID)
-    assert near[0, 0] == 0
-    assert near[0, 1] == pytest.approx(2 / 3)  # an edge has three
-    assert near[1, 1] == 1
-
-
-def test_mean_iou_is_over_the_classes_that_occur() -> None:
-    import measure
-
-    truth, found = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    assert measure.mean_iou(found, truth, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
-
-
 def test_a_scene_is_found_again_by_its_own_corner_alone() -> None:
     import measure
     import torch

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from scenes import CLASSES, GRID, SIDE, Scenes
 from scholarch.data.views import WholeView
+from scholarch.evaluation.artefacts import neighbour_cosine
+from scholarch.evaluation.segmentation import mean_iou
+from scholarch.evaluation.stability import gram
 from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
 from scholarch.objectives.monitors import cls_patch_cosine, usual_norms
@@ -21,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 LARGEST = 0.02
 """Share of tokens that is looked at as the largest; the paper's outliers are 2.37 % of them."""
@@ -107,7 +111,8 @@ def dense(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float]:
     for name, classes in (("dense_miou", 3), ("dense_miou_12", len(CLASSES))):
         labels, truth = (np.minimum(s.patches.ravel(), classes - 1) for s in (probes.train, probes.test))
         found = _predict(features[0][::EVERY], labels[::EVERY], features[1])
-        figures[name] = mean_iou(found, truth, classes)
+        table = multiclass_confusion_matrix(torch.from_numpy(found), torch.from_numpy(truth), classes)
+        figures[name] = mean_iou(table)
         figures[name.replace("miou", "accuracy")] = float((found == truth).mean())
     return figures
 
@@ -118,18 +123,10 @@ def found_again(corners: Tensor) -> float:
     return float(((first @ second.T).argmax(1) == torch.arange(len(first))).float().mean())
 
 
-def mean_iou(found: np.ndarray, truth: np.ndarray, classes: int) -> float:
-    """Mean over the classes that occur of intersection over union, from one count over all patches."""
-    table = np.bincount(truth * classes + found, minlength=classes**2).reshape(classes, classes)
-    hits = np.diag(table)
-    union = table.sum(0) + table.sum(1) - hits
-    return float(np.mean(hits[union > 0] / union[union > 0]))
-
-
 def gram_difference(tokens: Tokens, reference: Tokens) -> float:
     """Mean squared difference of cosines between patches, picture by picture (reference.md 3.7)."""
-    ours, theirs = (F.normalize(t.patches, dim=-1) for t in (tokens, reference))
-    return float((ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)).square().mean())
+    pairs = zip(tokens.patches, reference.patches, strict=True)
+    return float(np.mean([float((gram(ours) - gram(theirs)).square().mean()) for ours, theirs in pairs]))
 
 
 def norms(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float | list[float]]:
@@ -138,7 +135,7 @@ def norms(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float | list
     high = usual_norms(flat)[1]
     border = float(np.quantile(flat, 1 - LARGEST))
     chosen = test.norms > border  # [n, N]
-    near = neighbour_cosine(test.embedded)
+    near = np.stack([neighbour_cosine(embedded, (GRID, GRID)) for embedded in test.embedded])  # [n, N]
     background = probes.test.patches.reshape(chosen.shape) < 2
     return {
         "median": float(np.median(flat)),
@@ -156,19 +153,6 @@ def norms(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float | list
         "background_rest": float(background[~chosen].mean()),
         **_one_token(train, test, probes),
     }
-
-
-def neighbour_cosine(embedded: Tensor) -> np.ndarray:
-    """[n, N]: mean cosine of what the patch embedding gives with that of the 2 to 4 neighbours."""
-    unit = F.normalize(embedded, dim=-1).reshape(len(embedded), GRID, GRID, -1)
-    total, count = torch.zeros(unit.shape[:3]), torch.zeros(unit.shape[:3])
-    for axis in (1, 2):
-        first, second = unit.narrow(axis, 0, GRID - 1), unit.narrow(axis, 1, GRID - 1)
-        cosines = (first * second).sum(-1)
-        for start in (0, 1):
-            total.narrow(axis, start, GRID - 1).add_(cosines)
-            count.narrow(axis, start, GRID - 1).add_(1)
-    return np.asarray((total / count).flatten(1).numpy())
 
 
 def _one_token(train: Tokens, test: Tokens, probes: Probes) -> dict[str, float]:

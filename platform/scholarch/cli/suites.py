@@ -8,10 +8,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from scholarch import __version__
 from scholarch.cli.subjects import Found, open_subject
@@ -24,7 +29,7 @@ from scholarch.registry.outbox import Data
 from scholarch.registry.tracking import Tracker, known_run
 from scholarch.report.evaluations import draw_confusion, draw_tiles
 from scholarch.report.theme import png
-from scholarch.storage.objects import joined, open_objects
+from scholarch.storage.objects import Objects, joined, open_objects
 from scholarch.storage.records import RECORDS_NAME, append_record
 from scholarch.storage.results import (
     PICTURES,
@@ -41,10 +46,19 @@ FEATURES = "features"
 EXPERIMENT = "evaluations"
 
 
+PATIENCE = timedelta(days=1)
+TRACKING_SECONDS = 120.0
+
+T = TypeVar("T")
+
+
 class Interrupted(RunFailed):
     """Asked to end; what was extracted stands, and the same command goes on."""
 
     exit_code = EXIT_INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("stopped; the same command goes on with what was extracted")
 
 
 @dataclass(frozen=True)
@@ -77,38 +91,64 @@ def run_suite(asked: Asked, world: World) -> int:
         UserError: before anything is written, for what can be known by then.
         Interrupted: after SIGTERM or Ctrl-C.
     """
-    stop = Stop()
+    world, stop = _patient(world), Stop()
 
-    def each() -> None:
+    def each(name: str = "") -> None:
         if stop.asked:
-            raise Interrupted("stopped; the same command goes on with what was extracted")
+            raise Interrupted
+        world.heartbeat.alive()
+        if name:
+            print(f"  {name}", file=sys.stderr, flush=True)
+
+    def together(work: Callable[[], T]) -> T:
+        """What `work` gives on this rank; if any rank was asked to end, all of them do."""
+        result = world.agree(lambda: _unless_interrupted(work))
+        if any(world.gather(stop.asked)) or result is None:
+            raise Interrupted
+        return result
 
     with stop.listening():
-        found, plan = world.agree(lambda: _planned(asked, world))
+        found, plan = together(lambda: _planned(asked, world))
         to = (
             asked.to
             or f"evaluations/{_word(asked.suite)}/{_word(found.model.address)}-{found.model.sha256[:8]}"
         )
         objects = open_objects(asked.features or joined(to, FEATURES))
         world.agree(objects.check)
-        world.agree(lambda: extract_all(plan, objects, batch=asked.batch, group=world.group, each=each))
-        world.barrier()
-
-        def next_one(name: str) -> None:
-            each()
-            print(f"  {name}", file=sys.stderr, flush=True)
-
-        mine = world.agree(lambda: run_share(plan, objects, group=world.group, each=next_one))
+        together(lambda: extract_all(plan, objects, batch=asked.batch, group=world.group, each=each))
+        mine = together(lambda: run_share(plan, objects, group=world.group, each=each))
         outcomes = {name: one for share in world.gather(mine) for name, one in share.items()}
-        if world.first:
-            result = _result(asked, found, plan, outcomes, samples_read(plan, objects))
-            write_result(to, result)
-            _track(found, result)
-            _show(asked, to, result)
-        world.barrier()
+        world.agree(lambda: _hand_over(asked, found, plan, outcomes, objects, to) if world.first else None)
         if world.first and not asked.features:
             open_objects(to).remove_all(FEATURES)
     return EXIT_DONE
+
+
+def _patient(world: World) -> World:
+    """The same world, whose ranks wait for one another as long as an evaluation takes."""
+    if world.group is None:
+        return world
+    group = dist.new_group(timeout=PATIENCE)
+    assert isinstance(group, ProcessGroup)
+    return replace(world, group=group)
+
+
+def _unless_interrupted(work: Callable[[], T]) -> T | None:
+    try:
+        return work()
+    except Interrupted:
+        return None
+
+
+def _hand_over(
+    asked: Asked, found: Found, plan: Plan, outcomes: Mapping[str, Outcome], objects: Objects, to: str
+) -> None:
+    """Writes the result, logs it and shows it."""
+    result = _result(asked, found, plan, outcomes, samples_read(plan, objects))
+    write_result(to, result)
+    _show(asked, to, result)
+    if left := _track(found, result):
+        raise RunFailed(f"{left} The result is in {to}; when MLflow can be reached, give the command again")
 
 
 def _planned(asked: Asked, world: World) -> tuple[Found, Plan]:
@@ -169,10 +209,14 @@ def _result(
     )
 
 
-def _track(found: Found, result: Result) -> None:
-    """The result as a run of the experiment `evaluations` on the server that `MLFLOW_TRACKING_URI` names."""
+def _track(found: Found, result: Result) -> str:
+    """The result as a run of the experiment `evaluations` on the server that `MLFLOW_TRACKING_URI` names.
+
+    Returns:
+        what went wrong; empty when all of it is there, or there is no server.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return
+        return ""
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_result(name, result)
@@ -201,7 +245,8 @@ def _track(found: Found, result: Result) -> None:
             tracker.file(folder / file)
         for picture in sorted(result.pictures):
             tracker.file(folder / PICTURES / picture, PICTURES)
-        tracker.finish("FINISHED")
+        tracker.finish("FINISHED", timeout=TRACKING_SECONDS)
+        return f"MLflow did not take the result: {tracker.trouble}." if tracker.trouble else ""
 
 
 def _show(asked: Asked, to: str, result: Result) -> None:

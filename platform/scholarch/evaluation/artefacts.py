@@ -167,7 +167,7 @@ def _guess_errors(
 
 
 def _distance(off: Tensor) -> Tensor:
-    return off.norm(dim=1)
+    return torch.linalg.vector_norm(off, dim=1)
 
 
 def _squares(off: Tensor) -> Tensor:

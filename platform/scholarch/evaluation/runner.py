@@ -124,7 +124,7 @@ class Plan:
     def _request(self, name: str, needs: Needs, split: SplitName, size: float, reference: bool) -> Request:
         chosen = self.data[self.suite.data_of(name)][split]
         subject = self.references[needs.reference] if reference else self.subject
-        base = self.subject.size if self.suite.size == "auto" else self.suite.size
+        base = self.suite.size_of(name) or self.subject.size
         return Request(subject, chosen.split, chosen.indices, needs.view, round(base * size), needs.outputs)
 
     def given(self, name: str, objects: Objects) -> Given:
@@ -151,10 +151,13 @@ def extract_all(
     batch: int,
     group: ProcessGroup | None = None,
     each: Callable[[], None] = lambda: None,
-) -> None:
-    """Makes all shards that are missing; every rank must call it, and wait for the others afterwards."""
-    for request in plan.requests():
-        extract(request, objects, batch=batch, group=group, each=each)
+) -> int:
+    """Makes all shards that are missing; every rank must call it, and wait for the others afterwards.
+
+    Returns:
+        how many of them this rank made.
+    """
+    return sum(extract(request, objects, batch=batch, group=group, each=each) for request in plan.requests())
 
 
 def run_share(

@@ -115,7 +115,7 @@ def extract(
     batch: int,
     group: ProcessGroup | None = None,
     each: Callable[[], None] = lambda: None,
-) -> None:
+) -> int:
     """Makes the shards that are not there yet; ranks take them in turns. Every rank must call it.
 
     Args:
@@ -123,9 +123,12 @@ def extract(
         objects: where shards are; seen by all ranks.
         batch: pictures that go through the backbone together, at most.
         each: is called before each shard; it may raise, and what was made stands.
+
+    Returns:
+        how many shards this rank made.
     """
     outputs.check(request.subject.backbone, request.wanted)
-    view = request.subject.view(request.view, request.size)
+    view, written = request.subject.view(request.view, request.size), 0
     for number, indices in enumerate(request.shards()):
         if number % world_size(group) != rank(group):
             continue
@@ -136,6 +139,8 @@ def extract(
         made = _made(request, indices, view, missing, batch)
         for name, tensors in made.items():
             objects.write(_shard(request, name, number), save(tensors))
+            written += 1
+    return written
 
 
 def _shard(request: Request, output: Output, number: int) -> str:

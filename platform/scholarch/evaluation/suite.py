@@ -38,6 +38,8 @@ class DataSection(Section):
         None, ge=1, description="at most so many test samples, by a fixed draw; null: all"
     )
 
+    size: int | None = Field(None, ge=1, description="pixels of the (shorter) side; null: the suite's")
+
     @model_validator(mode="after")
     def _known(self) -> DataSection:
         if self.kind not in DATA_SETS:
@@ -61,6 +63,11 @@ class Suite(Section):
         """Name of the data that an evaluation is run on."""
         chosen: str = self.evaluations[name].data
         return chosen or next(iter(self.data))
+
+    def size_of(self, name: str) -> int | None:
+        """Pixels of the (shorter) side that an evaluation wants; None: the model's own."""
+        own = self.data[self.data_of(name)].size
+        return own or (None if self.size == "auto" else self.size)
 
     def built(self) -> dict[str, Evaluation]:
         """The evaluations by name."""

@@ -159,7 +159,8 @@ def to_objects(shares: Tensor, grid: tuple[int, int], shape: tuple[int, int]) ->
     maps = F.interpolate(shares.T.reshape(1, -1, *grid), size=shape, mode="nearest")[0]
     low, high = maps.flatten(1).min(1).values[:, None, None], maps.flatten(1).max(1).values[:, None, None]
     spread = ((maps - low) / (high - low)).nan_to_num(0.0)
-    return spread.argmax(0).numpy()
+    found: np.ndarray = spread.argmax(0).numpy()
+    return found
 
 
 def region(found: np.ndarray, truth: np.ndarray) -> float:
@@ -184,7 +185,8 @@ def _edges(there: np.ndarray) -> np.ndarray:
     """[H, W] bool: pixels that differ from the one to the right, below, or both."""
     padded = np.pad(there, ((0, 1), (0, 1)), mode="edge")
     others = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    return np.logical_or.reduce([there != other for other in others])
+    found: np.ndarray = np.logical_or.reduce([there != other for other in others])
+    return found
 
 
 def _widened(there: np.ndarray, radius: int) -> np.ndarray:

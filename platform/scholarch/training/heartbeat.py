@@ -73,6 +73,10 @@ class Heartbeat:
         """`step` steps are finished; those up to `committed` are in a checkpoint."""
         self._write(step, committed, STEPPING)
 
+    def alive(self) -> None:
+        """Work that has no steps goes on."""
+        self._write(self._last.step, self._last.committed, self._last.phase)
+
     def committed(self, step: int) -> None:
         """Those up to `step` are in a checkpoint."""
         self._write(self._last.step, step, self._last.phase)

@@ -18,7 +18,7 @@ from scholarch.evaluation import EVALUATIONS
 from scholarch.evaluation.face import Outcome
 from scholarch.evaluation.runner import Plan, extract_all, fingerprint, open_data, run_share
 from scholarch.evaluation.store import Subject
-from scholarch.evaluation.suite import load_suite
+from scholarch.evaluation.suite import load_suite, suite_names
 from scholarch.models import build_backbone
 from scholarch.models.initialise import initialise
 from scholarch.models.vit import ViTOptions
@@ -173,6 +173,18 @@ def test_the_fingerprint_tells_samples_apart() -> None:
         for n in (40, 40, 39)
     )
     assert first == again != fewer
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_of_the_package_is_valid(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.about
+    assert set(suite.built()) == set(suite.evaluations)
+
+
+def test_data_may_have_a_size_of_its_own() -> None:
+    suite = load_suite("matching", ["size=300", "data.oxford.size=null"])
+    assert [suite.size_of(name) for name in ("retrieval", "tracking")] == [300, 480]
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,8 @@ def _guess_errors(
 
 
 def _distance(off: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(off, dim=1)
+    found: Tensor = torch.linalg.vector_norm(off, dim=1)
+    return found
 
 
 def _squares(off: Tensor) -> Tensor:

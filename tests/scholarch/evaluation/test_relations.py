@@ -241,3 +241,22 @@ def test_region_and_boundary_by_hand() -> None:
     assert 0.3 < boundary(a, b) < 0.7
     assert boundary(a, np.zeros_like(a)) == 0.0
     assert boundary(np.zeros_like(a), np.zeros_like(a)) == 1.0
+
+
+def test_the_order_of_pictures_changes_no_retrieval() -> None:
+    features = [torch.randn(4, generator=torch_generator(i)) for i in range(9)]
+    order = [4, 8, 5, 0, 2, 7, 1, 6, 3]
+    place = {old: new for new, old in enumerate(order)}
+
+    def moved(old: Relevance | None) -> Relevance | None:
+        if old is None:
+            return None
+        return Relevance(*(ids(*(place[int(i)] for i in level)) for level in (old.easy, old.hard, old.junk)))
+
+    made = of_relevance(features)
+    known = [moved(made.data["test"].annotation(old, "relevance")) for old in order]
+    other = given(
+        {"test": Rows({"cls": [features[old] for old in order]})}, {"test": annotated({"relevance": known})}
+    )
+    first, second = (Retrieval(RetrievalOptions()).run(one) for one in (made, other))
+    assert first.metrics == pytest.approx(second.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,12 @@ class Pictures:
 
 def stills(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001 - generated data has no place
     """Scenes with class (the large digit), mask (background and digit), depth and boxes."""
-    return {
-        split: _stills(scenes(count, SEED, test=split == "test"), split) for split, count in COUNTS.items()
-    }
+    return {split: _stills(split) for split in COUNTS}
 
 
-def _stills(made: Sequence[Scene], split: SplitName) -> Annotated:
+@cache
+def _stills(split: SplitName) -> Annotated:
+    made = scenes(COUNTS[split], SEED, test=split == "test")
     rendered = [scene.render() for scene in made]
     known: dict[Kind, Callable[[int], Any]] = {
         "class": lambda index: made[index].digit,
@@ -81,6 +82,11 @@ def instances(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001
 
     A `test` split alone: nothing is learnt.
     """
+    return {"test": _instances()}
+
+
+@cache
+def _instances() -> Annotated:
     images, views = list[np.ndarray](), ("query", "easy", "easy", "hard", "hard", "junk")
     for number, scene in enumerate(scenes(INSTANCES, SEED, test=True)):
         for place, view in enumerate(views):
@@ -93,7 +99,7 @@ def instances(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001
         numbers = index + np.arange(1, each, dtype=np.int64)
         return Relevance(easy=numbers[:2], hard=numbers[2:4], junk=numbers[4:])
 
-    return {"test": Annotated(Pictures(images, "scenes-instances"), {"relevance": relevance})}
+    return Annotated(Pictures(images, "scenes-instances"), {"relevance": relevance})
 
 
 def _view(image: np.ndarray, view: str, draws: np.random.Generator) -> np.ndarray:
@@ -111,6 +117,11 @@ def videos(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001
 
     A `test` split alone: nothing is learnt.
     """
+    return {"test": _videos()}
+
+
+@cache
+def _videos() -> Annotated:
     made = scenes(VIDEOS, SEED, test=True)
     frames = [scene.render(number) for scene in made for number in range(FRAMES)]
 
@@ -125,12 +136,8 @@ def videos(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001
         draws = generator(SEED, "matches", video)
         return _matches(made[video], frames[index], frames[last], last, draws)
 
-    return {
-        "test": Annotated(
-            Pictures([frame.image for frame in frames], "scenes-videos"),
-            {"objects": objects, "matches": matches},
-        )
-    }
+    pictures = Pictures([frame.image for frame in frames], "scenes-videos")
+    return Annotated(pictures, {"objects": objects, "matches": matches})
 
 
 def _matches(

@@ -29,7 +29,8 @@ from scholarch.registry.outbox import Data
 from scholarch.registry.tracking import Tracker, known_run
 from scholarch.report.evaluations import draw_confusion, draw_tiles
 from scholarch.report.theme import png
-from scholarch.storage.objects import Objects, joined, open_objects
+from scholarch.storage.local import check_writable
+from scholarch.storage.objects import Objects, is_s3, joined, open_objects
 from scholarch.storage.records import RECORDS_NAME, append_record
 from scholarch.storage.results import (
     PICTURES,
@@ -114,7 +115,7 @@ def run_suite(asked: Asked, world: World) -> int:
             or f"evaluations/{_word(asked.suite)}/{_word(found.model.address)}-{found.model.sha256[:8]}"
         )
         objects = open_objects(asked.features or joined(to, FEATURES))
-        world.agree(objects.check)
+        world.agree(lambda: _check_places(to, objects))
         together(lambda: extract_all(plan, objects, batch=asked.batch, group=world.group, each=each))
         mine = together(lambda: run_share(plan, objects, group=world.group, each=each))
         outcomes = {name: one for share in world.gather(mine) for name, one in share.items()}
@@ -122,6 +123,13 @@ def run_suite(asked: Asked, world: World) -> int:
         if world.first and not asked.features:
             open_objects(to).remove_all(FEATURES)
     return EXIT_DONE
+
+
+def _check_places(to: str, objects: Objects) -> None:
+    for place in (open_objects(to), objects):
+        place.check()
+        if not is_s3(place.address):
+            check_writable(Path(place.address))
 
 
 def _patient(world: World) -> World:

@@ -125,6 +125,7 @@ def test_the_same_command_goes_on_after_sigterm(
         (["--suite", "SUITE", "evaluations.knn.neighbour=3"], "did you mean `neighbours`"),
         (["--suite", "SUITE", "--data", "digits"], "a suite names its own data"),
         (["--suite", "SUITE", "--batch", "0"], "holds no picture"),
+        (["--suite", "SUITE", "--features", "SUITE"], "is a file, not a folder"),
         (["data.scenes.train=3"], "changes a suite, and none is named"),
         (["--suite", "SUITE", "data.scenes={kind: voc, address: /nowhere}"], "/nowhere"),
         (["--suite", "SUITE", "evaluations.knn.data=videos"], "videos has no train split"),

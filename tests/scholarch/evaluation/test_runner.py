@@ -203,7 +203,13 @@ def test_mistakes_in_a_suite_are_told(name: str, overrides: Sequence[str], messa
         load_suite(name, overrides)
 
 
-def test_data_that_lacks_what_is_needed_is_told() -> None:
-    suite = load_suite("scenes", ["data={videos: {kind: scenes-videos}}", "data.scenes=null"])
-    with pytest.raises(UserError, match=r"videos has no train split|no such data"):
-        open_data(suite)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluations.knn.data=videos", "videos has no train split"),
+        ("evaluations.tracking.data=scenes", "scenes does not know objects"),
+    ],
+)
+def test_data_that_lacks_what_is_needed_is_told(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_data(load_suite("scenes", [override]))

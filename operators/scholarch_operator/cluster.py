@@ -83,7 +83,8 @@ class Cluster:
             OutdatedError: if it has changed since.
         """
         patch = [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+            # A failed "test" is a 422 without a word of what failed; another version than the present one is a 409.
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
             {"op": "add", "path": "/status", "value": status.manifest()},
         ]
         try:
@@ -94,12 +95,8 @@ class Cluster:
                 content_type="application/json-patch+json",
                 _request_timeout=TIMEOUT_SECONDS,
             )
-        except NotFoundError as error:
+        except (NotFoundError, ConflictError) as error:
             raise OutdatedError from error
-        except ApiException as error:
-            if error.status in (409, 422) and "test operation" in str(error.body):
-                raise OutdatedError from error
-            raise
         return str(written.metadata.resourceVersion)
 
     def tell(self, about: Run | Promotion, reason: str, message: str, kind: str = KIND) -> None:

@@ -84,12 +84,16 @@ def _progress(observed: Observed) -> ProgressStatus | None:
     return ProgressStatus(
         step=seen.step,
         total=seen.total,
-        loss=seen.loss,
-        images_per_second=seen.images_per_second,
+        loss=_short(seen.loss),
+        images_per_second=_short(seen.images_per_second),
         eta_seconds=round(seen.eta_seconds) if seen.eta_seconds is not None else None,
         slowest_rank=seen.slowest_rank,
         time=seen.aware_time.replace(microsecond=0),
     )
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _conditions(run: Run, observed: Observed, decision: Decision, pods: list[Pod]) -> list[Condition]:

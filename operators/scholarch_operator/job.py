@@ -143,6 +143,8 @@ def _pod(run: Run, attempt: int, settings: Settings) -> Manifest:
 def _environment(run: Run, settings: Settings) -> dict[str, str]:
     found = {
         "HOME": "/tmp",
+        # While the meeting place starts, torch would show a stack of its own at every try.
+        "TORCH_CPP_LOG_LEVEL": "FATAL",
         # Go on from the newest checkpoint, if there is one: a pod that comes back is not a new run.
         "SCHOLARCH_RESTART": "1",
         "AWS_ENDPOINT_URL": settings.s3_endpoint,

@@ -15,6 +15,7 @@ import platform_release
 import pytest
 from commands import state_of
 from runs_api import Api
+from stores import DIGITS, new_name, pack_digits
 
 from operators import Operator, the_operator
 
@@ -54,6 +55,27 @@ def operator(api: Api, request: pytest.FixtureRequest) -> Iterator[Operator]:
         yield found
     finally:
         found.end()
+
+
+@pytest.fixture(scope="session")
+def image(platform: None) -> str:
+    """Of Scholarch, on the nodes; the platform reads where its runs are."""
+    assert platform is None
+    return platform_release.IMAGE
+
+
+@pytest.fixture(scope="session")
+def digits(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of some handwritten digits in the platform's store."""
+    assert image
+    pack_digits(tmp_path_factory.mktemp("digits"), 400)
+    return DIGITS
+
+
+@pytest.fixture
+def name(api: Api) -> Iterator[str]:
+    """Of a new run in the team's namespace, which is gone afterwards."""
+    yield from new_name(api, "digits")
 
 
 @pytest.fixture

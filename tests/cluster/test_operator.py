@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from runs_api import Api, Manifest, condition, wait_for
+from scholarch_operator.cluster import Cluster, OutdatedError
+from scholarch_operator.status import RunStatus
 
 from operators import Operator
 
@@ -161,6 +163,20 @@ def test_refused_objects_are_told(api: Api, namespace: str) -> None:
     api.of("ResourceQuota").delete(name="none", namespace=namespace)
     wait_for("Job", lambda: api.jobs(namespace, "digits"))
     wait_for("reason", lambda: scheduled().get("reason") != "Refused")
+
+
+def test_status_of_an_older_look_is_not_written(api: Api, namespace: str) -> None:
+    """And counts as nothing but that: the next look comes with the change."""
+    old = api.run(namespace, "digits", SPEC)["metadata"]["resourceVersion"]
+    wait_for("a status", lambda: (api.get(namespace, "digits") or {}).get("status"))
+    cluster = Cluster()
+    with pytest.raises(OutdatedError):
+        cluster.write_status(namespace, "digits", old, RunStatus(attempt=7))
+    with pytest.raises(OutdatedError):
+        cluster.write_status(namespace, "nobody", old, RunStatus(attempt=7))
+    found = api.get(namespace, "digits")
+    assert found is not None
+    assert found["status"]["attempt"] == 1
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])

@@ -216,3 +216,6 @@ def test_message() -> None:
         "step 70 of 100; loss 4.568; 310.2 images/s; 12 s left; "
         "attempt 2, the one before: Crashed digits-1-0: boom; NoProgress: nothing has moved"
     )
+    waits = {**condition("Scheduled", "TooFewNodes", "0 of 2 nodes"), "status": "False"}
+    assert message_of({"conditions": [waits]}) == "TooFewNodes: 0 of 2 nodes"
+    assert message_of({"conditions": [condition("Scheduled", "Placed", "2 of 2 nodes")]}) == ""

@@ -479,7 +479,10 @@ def message_of(status: Manifest) -> str:
             f"attempt {status['attempt']}, the one before: {last.get('reason')} {last.get('message', '')}"
         )
     for condition in status.get("conditions", ()):
-        if condition["status"] == "True" and condition["type"] in ("Suspended", "Stalled", "Failed"):
+        waits = condition["type"] == "Scheduled" and condition["reason"] not in ("Placed", "Finished")
+        if waits or (
+            condition["status"] == "True" and condition["type"] in ("Suspended", "Stalled", "Failed")
+        ):
             said.append(f"{condition['reason']}: {condition.get('message', '')}")
     return "; ".join(part.strip() for part in said)
 

@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from scholarch.errors import UserError
 from scholarch.storage.objects import open_objects
@@ -91,10 +91,25 @@ def bring(address: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         whole = Path(unfinished) / "code"
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            archive.extractall(whole, filter="data")
+        _unpack(data, whole, address)
         whole.rename(target)
     return target
+
+
+def _unpack(data: bytes, folder: Path, address: str) -> None:
+    # By hand: the filters of `extractall` are not in every Python 3.11.
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is None or path.is_absolute() or ".." in path.parts:
+                raise UserError(
+                    f"{member.name!r} is no file of a package", where=address, fix="submit the run again"
+                )
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read())
+            target.chmod(member.mode & 0o755)
 
 
 def _is_code(path: Path) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,19 @@ def test_another_content_is_not_unpacked(packages: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="no such archive"):
         code.bring(f"{tmp_path}/none/{name}", tmp_path / "here")
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside"])
+def test_nothing_is_unpacked_elsewhere(tmp_path: Path, name: str) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    data = content.getvalue()
+    address = f"{tmp_path}/kept/{hashlib.sha256(data).hexdigest()}.tar.gz"
+    code.send(address, data)
+    with pytest.raises(UserError, match="no file of a package"):
+        code.bring(address, tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_what_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ Each writes a line of docs/elastic.md's table to the standard output (`-s`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from runs_api import Api, Manifest, condition, wait_for
@@ -40,9 +42,8 @@ class Elastic:
     def __init__(self, api: Api, namespace: str, store: Store, image: str) -> None:
         self.api, self.namespace, self.place = api, namespace, f"elastic-{namespace}"
         store.key(api, namespace)
-        spread = {"env": [*store.spec(image, "")["env"]], "nodes": {"min": 1, "max": 2}}
         steps = (f"training.steps={STEPS}", "training.checkpoint_every=10")
-        api.run(namespace, "digits", store.spec(image, self.place, *steps, **spread))
+        api.run(namespace, "digits", store.spec(image, self.place, *steps, nodes={"min": 1, "max": 2}))
 
     def pods(self) -> dict[str, Manifest]:
         """By node, those that run."""
@@ -74,20 +75,20 @@ class Elastic:
         wait_for("records", lambda: any(r["time"] > event + 1 for r in records(self.place)), LONG)
         times = sorted(r["time"] for r in records(self.place))
         # A step under way may still have ended behind the event; what was lost shows as the longest gap.
-        gaps = [(b - a, b) for a, b in zip(times, times[1:], strict=False) if b > event]
+        gaps = [(b - a, b) for a, b in itertools.pairwise(times) if b > event]
         seconds = max(gaps)[1] - event if gaps else times[-1] - event
-        print(f"| {what} | {seconds:.0f} s |")
+        sys.stdout.write(f"\n| {what} | {seconds:.0f} s |\n")
         return seconds
 
 
 @pytest.fixture
-def run(api: Api, operator: object, namespace: str, store: Store, image: str) -> Iterator[Elastic]:
+def run(api: Api, operator: object, namespace: str, store: Store, image: str) -> Elastic:
     if "CLUSTER" not in os.environ:
         pytest.skip("CLUSTER names no program that kills nodes")
     assert operator is not None
     found = Elastic(api, namespace, store, image)
     wait_for("two nodes", found.trains_on(2, 0), LONG)
-    yield found
+    return found
 
 
 def test_lost_node(run: Elastic) -> None:

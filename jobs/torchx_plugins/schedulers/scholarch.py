@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,18 +245,17 @@ class ScholarchScheduler(Scheduler[Options]):
             time.sleep(POLL_SECONDS)
 
     def _log(self, pod: Manifest, since: datetime | None, *, follow: bool) -> Iterable[str]:
-        from kubernetes import watch
+        from kubernetes.watch.watch import iter_resp_lines
 
         how: dict[str, Any] = {"follow": follow}
         if since is not None:
-            seconds = (
-                datetime.now(since.tzinfo or UTC) - since.astimezone(since.tzinfo or UTC)
-            ).total_seconds()
-            how["since_seconds"] = max(1, int(seconds))
+            how["since_seconds"] = max(1, int(time.time() - since.timestamp()))
         meta = pod["metadata"]
-        read = self._core().read_namespaced_pod_log
-        stream: Any = watch.Watch().stream  # type: ignore[no-untyped-call]
-        for line in stream(read, name=meta["name"], namespace=meta["namespace"], **how):
+        # Not by Watch.stream: it asks again, from the beginning, when the log ends.
+        answer = self._core().read_namespaced_pod_log(
+            meta["name"], meta["namespace"], _preload_content=False, **how
+        )
+        for line in iter_resp_lines(answer):
             yield f"{line}\n"
 
     def _cancel_existing(self, app_id: str) -> None:

@@ -26,13 +26,12 @@ class MinioServer:
     """A server on loopback with one drive, `folder`; a context manager that ends it."""
 
     folder: Path
-    port: int = field(default_factory=lambda: free_port())
-    host: str = "127.0.0.1"
+    port: int = field(default_factory=lambda: _free_port())
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,7 +49,7 @@ class MinioServer:
         assert binary is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
-            [binary, "server", "--quiet", "--address", f"{self.host}:{self.port}", str(self.folder)],
+            [binary, "server", "--quiet", "--address", f"127.0.0.1:{self.port}", str(self.folder)],
             env={
                 **os.environ,
                 "MINIO_ROOT_USER": USER,
@@ -82,7 +81,7 @@ class MinioServer:
         """Makes a bucket; gives its address."""
         from minio import Minio
 
-        Minio(f"{self.host}:{self.port}", USER, PASSWORD, secure=False).make_bucket(name)
+        Minio(f"127.0.0.1:{self.port}", USER, PASSWORD, secure=False).make_bucket(name)
         return f"s3://{name}"
 
     def __enter__(self) -> MinioServer:
@@ -93,8 +92,7 @@ class MinioServer:
         self.stop()
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """One that nobody listens on."""
+def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+from platform_release import TEAM
 from runs_api import Api, Manifest, condition, wait_for
 from scholarch.storage.objects import open_objects
-from stores import Store
+from stores import RUNS, small, store_at_hand
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
 LONG = 900.0
@@ -27,36 +28,40 @@ def cluster(*arguments: str) -> None:
     subprocess.run([os.environ["CLUSTER"], *arguments], check=True, timeout=120)
 
 
-def records(place: str) -> list[dict[str, float]]:
-    """What the run has recorded so far, step by step."""
-    try:
-        lines = open_objects(f"s3://runs/{place}").read("metrics.jsonl").decode().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
+def times(name: str) -> list[float]:
+    """When the steps that the run has recorded so far ended."""
+    with store_at_hand():
+        try:
+            lines = open_objects(f"{RUNS}/{name}").read("metrics.jsonl").decode().splitlines()
+        except FileNotFoundError:
+            return []
+    return sorted(json.loads(line)["time"] for line in lines)
 
 
 class Elastic:
     """A run of one or two nodes, on two nodes."""
 
-    def __init__(self, api: Api, namespace: str, store: Store, image: str) -> None:
-        self.api, self.namespace, self.place = api, namespace, f"elastic-{namespace}"
-        store.key(api, namespace)
+    def __init__(self, api: Api, name: str, image: str) -> None:
+        self.api, self.name = api, name
         steps = (f"training.steps={STEPS}", "training.checkpoint_every=10")
-        api.run(namespace, "digits", store.spec(image, self.place, *steps, nodes={"min": 1, "max": 2}))
+        api.run(TEAM, name, small(image, name, *steps, nodes={"min": 1, "max": 2}))
 
-    def pods(self) -> dict[str, Manifest]:
-        """By node, those that run."""
-        found = self.api.pods(self.namespace, "digits")
-        return {
-            pod["spec"]["nodeName"]: pod
-            for pod in found
-            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
-        }
+    def pods(self) -> list[Manifest]:
+        """Of the workers, those that run, by index."""
+        found = [pod for pod in self.api.pods(TEAM, self.name) if pod["status"]["phase"] == "Running"]
+        found = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
     def status(self) -> Manifest:
-        found: Manifest = (self.api.get(self.namespace, "digits") or {}).get("status", {})
+        found: Manifest = (self.api.get(TEAM, self.name) or {}).get("status", {})
         return found
+
+    def kill(self, pod: Manifest) -> float:
+        """Takes a pod away without a word; gives the time."""
+        event = time.time()
+        how = {"gracePeriodSeconds": 0}
+        self.api.of("Pod").delete(name=pod["metadata"]["name"], namespace=TEAM, body=how)
+        return event
 
     def trains_on(self, nodes: int, after: float) -> Callable[[], bool]:
         """Whether it has finished steps since then, at this size."""
@@ -72,21 +77,21 @@ class Elastic:
 
     def recovered(self, what: str, event: float) -> float:
         """Seconds from an event to the end of the first step after it; prints them."""
-        wait_for("records", lambda: any(r["time"] > event + 1 for r in records(self.place)), LONG)
-        times = sorted(r["time"] for r in records(self.place))
+        wait_for("records", lambda: any(ended > event + 1 for ended in times(self.name)), LONG)
         # A step under way may still have ended behind the event; what was lost shows as the longest gap.
-        gaps = [(b - a, b) for a, b in itertools.pairwise(times) if b > event]
-        seconds = max(gaps)[1] - event if gaps else times[-1] - event
+        gaps = [
+            (later - ended, later) for ended, later in itertools.pairwise(times(self.name)) if later > event
+        ]
+        seconds = max(gaps)[1] - event
         sys.stdout.write(f"\n| {what} | {seconds:.0f} s |\n")
         return seconds
 
 
 @pytest.fixture
-def run(api: Api, operator: object, namespace: str, store: Store, image: str) -> Elastic:
+def run(api: Api, name: str, image: str) -> Elastic:
     if "CLUSTER" not in os.environ:
         pytest.skip("CLUSTER names no program that kills nodes")
-    assert operator is not None
-    found = Elastic(api, namespace, store, image)
+    found = Elastic(api, name, image)
     wait_for("two nodes", found.trains_on(2, 0), LONG)
     return found
 
@@ -103,28 +108,20 @@ def test_lost_node(run: Elastic) -> None:
         cluster("start-node", "2")
     wait_for("two nodes", run.trains_on(2, back), LONG)
     run.recovered("node 2 back: to the first step of two", back)
-    assert run.status()["attempt"] == 1
-    assert run.status()["countedRestarts"] == 0
+    assert (run.status()["attempt"], run.status()["countedRestarts"]) == (1, 0)
 
 
 def test_lost_pod_of_rank_0(run: Elastic) -> None:
-    ranks = {pod["metadata"]["name"]: node for node, pod in run.pods().items()}
-    first = min(ranks)
-    event = time.time()
-    how = {"gracePeriodSeconds": 0}
-    run.api.of("Pod").delete(name=first, namespace=run.namespace, body=how)
+    event = run.kill(run.pods()[0])
     wait_for("two nodes", lambda: len(run.pods()) == 2 and run.trains_on(2, event)(), LONG)
     run.recovered("pod with rank 0 killed: to the first step after", event)
     assert run.status()["attempt"] == 1
 
 
 def test_lost_rendezvous(run: Elastic) -> None:
-    pods = run.api.list("Pod", "v1", run.namespace, "digits")
-    (store,) = [p for p in pods if p["metadata"]["labels"]["scholarch.dev/role"] == "rendezvous"]
-    event = time.time()
-    run.api.of("Pod").delete(
-        name=store["metadata"]["name"], namespace=run.namespace, body={"gracePeriodSeconds": 0}
-    )
+    pods = run.api.list("Pod", "v1", TEAM, run.name)
+    (store,) = [pod for pod in pods if pod["metadata"]["labels"]["scholarch.dev/role"] == "rendezvous"]
+    event = run.kill(store)
     wait_for("two nodes", run.trains_on(2, event + 5), LONG)
     run.recovered("rendezvous pod killed: to the first step after", event)
     assert run.status()["attempt"] == 1

@@ -30,11 +30,11 @@ def next_status(run: Run, observed: Observed, decision: Decision) -> RunStatus:
     attempts = [*before.attempts, *([decision.ended] if decision.ended else [])]
     recorded = any(attempt.number == decision.attempt for attempt in attempts)
     pods = [] if recorded else list(observed.pods_of(decision.attempt))
-    job = None if recorded else observed.job(decision.attempt)
     running = [pod for pod in pods if pod.running]
     restarts = sum(a.restarts for a in attempts) + sum(pod.ended_early for pod in pods)
     counted = sum(a.counted_restarts for a in attempts)
-    counted += max(sum(pod.faulty for pod in pods), job.failed if job else 0)
+    # Not the Job's own count: in it are pods that were suspended before they ran.
+    counted += sum(pod.faulty for pod in pods)
     progress = observed.progress
     over = decision.do == "done"
     return RunStatus(

@@ -190,8 +190,6 @@ def _next(now: Decision, run: Run, observed: Observed, end: End, *, counts: bool
     """The attempt is over: another one follows, unless the last ones all ended at the same checkpoint."""
     checkpoint = newest_checkpoint(run, observed)
     pods = observed.pods_of(now.attempt)
-    job = observed.job(now.attempt)
-    faults = sum(pod.faulty for pod in pods)
     ended = Attempt(
         number=now.attempt,
         reason=end.reason,
@@ -200,7 +198,7 @@ def _next(now: Decision, run: Run, observed: Observed, end: End, *, counts: bool
         checkpoint=checkpoint,
         ended=observed.now,
         restarts=sum(pod.ended_early for pod in pods),
-        counted_restarts=max(faults, job.failed if job else 0),
+        counted_restarts=sum(pod.faulty for pod in pods),
     )
     after = replace(now, attempt=now.attempt + 1, ended=ended)
     if not counts:

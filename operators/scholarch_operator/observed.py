@@ -62,7 +62,6 @@ class Job:
         ended: "Complete", "Failed", or empty while it goes on.
         reason: why it ended, as the Job controller says it.
         nodes: what it was asked to be, MIN:MAX.
-        failed: pods whose end counts as a fault.
     """
 
     name: str
@@ -73,7 +72,6 @@ class Job:
     suspended: bool = False
     parallelism: int = 0
     nodes: str = ""
-    failed: int = 0
     deleting: bool = False
 
     @classmethod
@@ -94,7 +92,6 @@ class Job:
             suspended=bool(spec.get("suspend")),
             parallelism=spec.get("parallelism", 0),
             nodes=meta.get("annotations", {}).get(NODES_ANNOTATION, ""),
-            failed=status.get("failed", 0),
             deleting="deletionTimestamp" in meta,
         )
 
@@ -169,7 +166,8 @@ class Pod:
     def faulty(self) -> bool:
         """Whether its end counts: a fault of its own, as the Job's pod failure policy has it."""
         saved = self.exit_code in (EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT)
-        return self.ended_early and not self.disrupted and not saved
+        # One that never ran was taken away while it waited, by a queue say; the kubelet gives it a 137.
+        return self.ended_early and not self.disrupted and not saved and self.started is not None
 
     @property
     def reason(self) -> str:

@@ -28,6 +28,11 @@ class Api:
     def of(self, kind: str, version: str = "v1") -> Any:
         return self._dynamic.resources.get(api_version=version, kind=kind)
 
+    def serves(self, version: str) -> bool:
+        """Whether the API server knows a group's version."""
+        group, _, of_group = version.partition("/")
+        return bool(self._dynamic.resources.search(group=group, api_version=of_group))
+
     @property
     def runs(self) -> Any:
         return self.of(KIND, f"{GROUP}/{VERSION}")

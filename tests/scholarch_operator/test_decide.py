@@ -32,15 +32,18 @@ def test_wrong_input_is_final_and_says_what_to_change() -> None:
 
 
 def test_crash_begins_another_attempt() -> None:
-    failed = a_job(ended="Failed", reason="BackoffLimitExceeded", failed=2)
-    decision = decide(a_run(), seen(failed, a_pod(**CRASHED, message="boom")))
+    failed = a_job(ended="Failed", reason="BackoffLimitExceeded")
+    # One that was taken away before it ran has ended early, and by no fault of its own.
+    pods = [
+        a_pod(**CRASHED, message="boom"),
+        a_pod(index=1, **CRASHED),
+        a_pod(phase="Failed", name="never-ran"),
+    ]
+    decision = decide(a_run(), seen(failed, *pods))
     assert (decision.do, decision.attempt) == ("run", 2)
     assert decision.ended is not None
-    assert (decision.ended.reason, decision.ended.counts, decision.ended.counted_restarts) == (
-        "Crashed",
-        True,
-        2,
-    )
+    ended = decision.ended
+    assert (ended.reason, ended.counts, ended.restarts, ended.counted_restarts) == ("Crashed", True, 3, 2)
 
 
 def test_crash_loop_ends_the_run_with_its_last_words() -> None:

@@ -37,7 +37,7 @@ def test_crash_begins_another_attempt() -> None:
     pods = [
         a_pod(**CRASHED, message="boom"),
         a_pod(index=1, **CRASHED),
-        a_pod(phase="Failed", name="never-ran"),
+        a_pod(phase="Failed", exit_code=137, started=None),
     ]
     decision = decide(a_run(), seen(failed, *pods))
     assert (decision.do, decision.attempt) == ("run", 2)

@@ -41,7 +41,7 @@ def open_subject(name: str, device: torch.device) -> Found:
     place = find_model(name)
     model, digest = opened(place), place.sha256()
     seen = model.preprocessing
-    backbone = assemble(model.options, model.weights).float().to(device)
+    backbone = assemble(model.options, model.weights, seen.merges).float().to(device)
     subject = Subject(backbone, digest, seen.size, seen.mean, seen.std, device)
     return Found(subject, EvaluatedModel(address=place.name, origin=place.origin, sha256=digest))
 

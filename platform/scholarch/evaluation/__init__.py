@@ -16,6 +16,7 @@ from scholarch.evaluation.retrieval import Retrieval
 from scholarch.evaluation.segmentation import KnnDense, Segmentation
 from scholarch.evaluation.stability import Stability
 from scholarch.evaluation.tracking import Tracking
+from scholarch.evaluation.words import TextRetrieval, TextSegmentation, ZeroShot
 
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "knn": Knn,
@@ -32,5 +33,8 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "discovery": Discovery,
     "tracking": Tracking,
     "resolution": Resolution,
+    "zero_shot": ZeroShot,
+    "text_retrieval": TextRetrieval,
+    "text_segmentation": TextSegmentation,
 }
 """Kind -> class. Adding one is one file and one line here."""

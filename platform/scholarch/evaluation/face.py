@@ -77,6 +77,10 @@ class Seen(Protocol):
         ...
 
 
+def _no_views(name: ViewName, size: int) -> Callable[[Tensor], Tensor]:
+    raise ValueError(f"no {name} view of {size} pixels was given")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """What an evaluation is given: outputs and annotations; and the backbone, should these not do.
@@ -86,12 +90,14 @@ class Given:
         backbone: on `device`, in evaluation mode, whole on this process.
         seen: outputs of the evaluated model by split, multiple of the size and whether of the reference.
         patch: side of a patch in pixels.
+        views: how a picture of about so many pixels reaches the backbone, by name of the view.
     """
 
     data: Mapping[SplitName, Annotated]
     backbone: Backbone
     seen: Callable[[SplitName, float, bool], Seen]
     patch: int
+    views: Callable[[ViewName, int], Callable[[Tensor], Tensor]] = field(default=_no_views)
 
     def features(self, split: SplitName, size: float = 1.0, *, reference: bool = False) -> Seen:
         """Outputs that `Needs` asked for."""

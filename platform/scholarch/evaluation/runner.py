@@ -139,8 +139,13 @@ class Plan:
             return opened[key]
 
         splits = {split: chosen.split for split, chosen in self.data[self.suite.data_of(name)].items()}
+        subject = self.subject
         return Given(
-            data=splits, backbone=self.subject.backbone, seen=seen, patch=self.subject.backbone.patch
+            data=splits,
+            backbone=subject.backbone,
+            seen=seen,
+            patch=subject.backbone.patch,
+            views=subject.view,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scholarch.data.annotated import generated, layouts
+from scholarch.data.annotated import generated, layouts, shapes
 from scholarch.data.annotated.face import Annotated, SplitName
 
 Layout = Callable[[str], dict[SplitName, Annotated]]
@@ -14,6 +14,7 @@ DATA_SETS: dict[str, Layout] = {
     "scenes": generated.stills,
     "scenes-instances": generated.instances,
     "scenes-videos": generated.videos,
+    "shapes": shapes.shapes,
     "folders": layouts.folders,
     "ade20k": layouts.ade20k,
     "voc": layouts.voc,

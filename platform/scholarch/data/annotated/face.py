@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scholarch.data.source import Source, expect, foresees
 
-Kind = Literal["class", "mask", "depth", "boxes", "relevance", "matches", "objects"]
+Kind = Literal["class", "mask", "depth", "boxes", "relevance", "matches", "objects", "captions"]
 """What may be known of a sample, and the type of `annotation(index, kind)`:
 
     class      int
@@ -21,6 +21,7 @@ Kind = Literal["class", "mask", "depth", "boxes", "relevance", "matches", "objec
     relevance  Relevance, or None for a sample that is no query
     matches    list of Match
     objects    Frame
+    captions   sequence of str, at least one
 """
 SplitName = Literal["train", "test"]
 IGNORED = 255

@@ -47,11 +47,13 @@ class ZeroShotOptions:
     """Options of zero-shot classification.
 
     Attributes:
+        data: name of the suite's data; empty: its first.
         templates: sentences that a class is named in, with {} for its name.
         view: `whole` pictures, or the central square.
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
+    data: str = ""
     templates: tuple[str, ...] = TEMPLATES
     view: ViewName = "crop"
 
@@ -86,12 +88,14 @@ class TextRetrievalOptions:
     """Options of retrieval between pictures and captions.
 
     Attributes:
+        data: as in zero-shot classification.
         at: ranks that recall is told at.
         captions: of each picture, at most, its first ones; 0: all.
         view: `whole` pictures, or the central square.
     """
 
     kind: Literal["text_retrieval"] = "text_retrieval"
+    data: str = ""
     at: tuple[int, ...] = (1, 5, 10)
     captions: int = 0
     view: ViewName = "crop"
@@ -163,6 +167,7 @@ class TextSegmentationOptions:
     """Options of segmentation by words (reference.md section 7).
 
     Attributes:
+        data: as there.
         templates: as in zero-shot classification.
         short: pixels of the shorter side, to which pictures are resized.
         window: pixels of the side of a window that slides over a picture.
@@ -170,6 +175,7 @@ class TextSegmentationOptions:
     """
 
     kind: Literal["text_segmentation"] = "text_segmentation"
+    data: str = ""
     templates: tuple[str, ...] = TEMPLATES
     short: int = 512
     window: int = 384

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 from scholarch.cli import main
 from scholarch.cli.sources import open_model, open_run
+from scholarch.config.promotion import PolicySpec
 from scholarch.data.catalog import open_source
 from scholarch.models import build_backbone
 from scholarch.models.initialise import initialise
 from scholarch.models.vit import ViTOptions
 from scholarch.registry.backbone import Preprocessing, save_backbone
+from scholarch.registry.decision import Contender, decide
+from scholarch.storage.results import read_result
 
 VIT = ViTOptions(size="tiny", embed_dim=48, depth=1, heads=2, patch=8)
 SEEN = Preprocessing(size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -90,6 +94,36 @@ def test_from_a_backbone_to_a_model_that_reads_texts(
     assert main(["inspect", *where, "--text", "a red square", "--text", "a ring"]) == 0
     assert str(out / "text.png") in capsys.readouterr().out
     assert "“a red square”" in (out / "index.html").read_text()
+    gates_hold(str(run), str(tmp_path / "evaluated"))
+
+
+def gates_hold(run: str, to: str) -> None:
+    """The suite of words on the model, and zero-shot accuracy as the gate of a promotion."""
+    small = ["data.shapes.test=20", "size=32", "evaluations.text_segmentation=null"]
+    assert main(["evaluate", run, "--suite", "text", "--to", to, *small]) == 0
+    found = read_result(to)
+    assert found.metrics["zero_shot/chance"] == pytest.approx(1 / 30)
+    assert {"text_retrieval/picture_to_text/r1", "text_retrieval/text_to_picture/r10"} <= found.metrics.keys()
+    suites = [{"name": "text", "data": {"shapes": found.data["shapes"].fingerprint}}]
+
+    def verdict(candidate: float, champion: float, **gate: object) -> str:
+        spec = {"suite": "text", "metric": "zero_shot/top1", **gate}
+        policy = PolicySpec.read({"model": "words", "suites": suites, "gates": [spec]}, "test")
+        sides = []
+        for version, share in (("2", candidate), ("1", champion)):
+            right = (np.arange(20) < 20 * share).astype(np.float64)
+            metrics = {**found.metrics, "zero_shot/top1": share}
+            samples = {**found.samples, "zero_shot/top1": right}
+            model = replace(found.model, address=f"models:/words/{version}")
+            result = replace(found, model=model, metrics=metrics, samples=samples)
+            sides.append(Contender(version, {"text": result}))
+        return decide(policy, *sides).verdict
+
+    assert found.samples["zero_shot/top1"].shape == (20,)
+    assert verdict(0.8, 0.5, bound=0.7) == "promote"
+    assert verdict(0.6, 0.5, bound=0.7) == "refuse"
+    assert verdict(0.9, 0.5, allowedRegression=0.0, confidence=0.95) == "promote"
+    assert verdict(0.5, 0.9, allowedRegression=0.0, confidence=0.95) == "refuse"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def same(
 
 
 def test_the_suite_runs_every_evaluation(alone: dict[str, Outcome]) -> None:
-    assert {load_suite("scenes").evaluations[name].kind for name in alone} == set(EVALUATIONS)
+    by_words = {"zero_shot", "text_retrieval", "text_segmentation"}  # of aligned models: suite text
+    assert {load_suite("scenes").evaluations[name].kind for name in alone} == set(EVALUATIONS) - by_words
     for name, outcome in alone.items():
         assert outcome.metrics, name
         for metric, values in outcome.samples.items():

@@ -8,6 +8,7 @@ and so gradients are summed over ranks, never averaged. Uneven shares need no sp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,39 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(x, op=dist.ReduceOp.SUM, group=group)
     return x
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How the pieces of a global batch that a rank holds add up with those of the others.
+
+    Attributes:
+        group: the ranks that share the batch.
+        places: of this rank's pieces among the `count` of all ranks; None: sums are taken in the order
+            of ranks, so that their last bits depend on the number of ranks and pieces.
+        count: pieces of all ranks, where places are given.
+    """
+
+    group: ProcessGroup | None
+    places: tuple[int, ...] | None = None
+    count: int = 0
+
+    def sum(self, parts: Sequence[Tensor]) -> Tensor:
+        """Sum over the pieces of all ranks, without gradient.
+
+        With places the result has the same bits however pieces are spread over ranks: each takes its
+        place in a table, to which all other ranks add zeros, and the table is summed in its order.
+
+        Args:
+            parts: one of each of this rank's pieces, at least one, all of one shape.
+        """
+        if self.places is None:
+            return all_reduce_sum(torch.stack(list(parts)).sum(dim=0), self.group)
+        table = parts[0].new_zeros(self.count, *parts[0].shape)
+        for place, part in zip(self.places, parts, strict=True):
+            table[place] = part.detach()
+        total: Tensor = all_reduce_sum(table, self.group).sum(dim=0)
+        return total
 
 
 def all_reduce_max(x: Tensor, group: ProcessGroup | None) -> Tensor:

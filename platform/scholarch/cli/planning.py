@@ -84,7 +84,7 @@ def table(recipe: Recipe, gpus: int, gpu_memory: int) -> tuple[list[str], int]:
     parts = memory(recipe, student, networks, terms, layout, gpus)
     moved = traffic(recipe, student, teachers, layout, gpus)
     saved = saved_teachers(recipe, networks)
-    share = -(-layout.global_batch // layout.micro_batches // gpus)
+    share = layout.largest_share(gpus)
     steps, batch = recipe.training.steps, recipe.training.global_batch
     rows = [
         ("recipe", f"{recipe.name}, {precision}"),

@@ -248,6 +248,13 @@ class TrainingSection(Section):
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1)
     micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
+    grain: int | None = Field(
+        None,
+        ge=1,
+        description="samples that one process computes together, in place of micro_batch; sums over grains are "
+        "taken in the order of the global batch, so that any number of processes gives the same bits. Networks "
+        "are then not sharded, and each process holds the gradients of all grains",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: bool = False
     activation_checkpointing: Literal["none", "selective", "full"] = Field(

@@ -189,6 +189,7 @@ class StepLoader:
         dataset: makes the micro-batches.
         micro_batches: parts of the global batch; they must divide it.
         rank, world: this process among those that share the global batch.
+        whole: processes take micro-batches in turn; else each has a share of every one.
         workers: processes that decode and crop; 0: this one does.
         ahead: micro-batches that each worker prepares in advance.
         pin_memory: copy into page-locked memory, for a GPU.
@@ -203,13 +204,14 @@ class StepLoader:
         micro_batches: int = 1,
         rank: int = 0,
         world: int = 1,
+        whole: bool = False,
         workers: int = 0,
         ahead: int = 2,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
         self.steps = range(start_step, end_step)
-        self.shares = rank_positions(dataset.stream.global_batch, micro_batches, rank, world)
+        self.shares = rank_positions(dataset.stream.global_batch, micro_batches, rank, world, whole=whole)
         self.workers, self.ahead, self.pin_memory = workers, ahead, pin_memory
 
     def __len__(self) -> int:

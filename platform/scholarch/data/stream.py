@@ -139,11 +139,14 @@ class SampleStream:
         return chain(range(sample, self.samples), range(sample))
 
 
-def rank_positions(global_batch: int, micro_batches: int, rank: int, world: int) -> list[np.ndarray]:
+def rank_positions(
+    global_batch: int, micro_batches: int, rank: int, world: int, *, whole: bool = False
+) -> list[np.ndarray]:
     """Positions of the global batch that a rank holds, int64, one array for each micro-batch.
 
     Micro-batch m of A holds the m-th of A equal runs of positions; rank r of W holds, of its M
     positions, those from floor(M r / W) to floor(M (r + 1) / W). Shares may be uneven or empty.
+    `whole`: rank r holds all of the micro-batches r, r + W, r + 2 W, ... and nothing of the others.
 
     Raises:
         ValueError: if the micro-batches do not divide the global batch.
@@ -151,5 +154,9 @@ def rank_positions(global_batch: int, micro_batches: int, rank: int, world: int)
     if global_batch % micro_batches:
         raise ValueError(f"{micro_batches} micro-batches do not divide a global batch of {global_batch}")
     size = global_batch // micro_batches
+    if whole:
+        return [
+            np.arange(m * size, (m + 1) * size, dtype=np.int64) for m in range(rank, micro_batches, world)
+        ]
     first, last = size * rank // world, size * (rank + 1) // world
     return [np.arange(first, last, dtype=np.int64) + m * size for m in range(micro_batches)]

@@ -12,14 +12,13 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from scholarch.collectives import all_reduce_max, all_reduce_sum, upcast
+from scholarch.collectives import Pieces, all_reduce_max, all_reduce_sum, upcast
 from scholarch.config.schedule import Schedule
 from scholarch.draws import torch_generator
 from scholarch.objectives import monitors
-from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, Trained
+from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, Trained, pieces
 
 LEARNING_RATE = Schedule.parse(
     [
@@ -113,7 +112,7 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def positional_sinkhorn(
-    logits: Sequence[Tensor], temperature: float, iterations: int, group: ProcessGroup | None
+    logits: Sequence[Tensor], temperature: float, iterations: int, pieces: Pieces
 ) -> list[Scalings]:
     """Sinkhorn-Knopp at each position by itself, over the samples of all micro-batches and ranks.
 
@@ -122,6 +121,7 @@ def positional_sinkhorn(
     Args:
         logits: of each micro-batch, [V, b, N, K]; b may be 0.
         temperature: above 0.
+        pieces: how the micro-batches of all ranks add up.
 
     Returns:
         The scalings of each micro-batch; `prototypes` is the same for all.
@@ -132,12 +132,12 @@ def positional_sinkhorn(
     for x in scaled:
         if x.shape[1]:
             largest = torch.maximum(largest, x.amax(dim=(0, 1)))
-    prototypes = LARGEST_EXPONENT - all_reduce_max(largest, group)
+    prototypes = LARGEST_EXPONENT - all_reduce_max(largest, pieces.group)
     rows = [x.new_zeros(x.shape[:3]) for x in scaled]
     for _ in range(iterations):
         plans = (Scalings(prototypes, r).assignments(x, 1.0) for x, r in zip(scaled, rows, strict=True))
-        total = sum((plan.sum(dim=(0, 1)) for plan in plans), torch.zeros_like(prototypes))
-        prototypes = prototypes - torch.log(all_reduce_sum(total, group) + EPSILON)
+        total = pieces.sum([plan.sum(dim=(0, 1)) for plan in plans])
+        prototypes = prototypes - torch.log(total + EPSILON)
         plans = (Scalings(prototypes, r).assignments(x, 1.0) for x, r in zip(scaled, rows, strict=True))
         rows = [r - torch.log(plan.sum(dim=-1) + EPSILON) for r, plan in zip(rows, plans, strict=True)]
     return [Scalings(prototypes, r) for r in rows]
@@ -184,7 +184,7 @@ class Capi(Term):
         with torch.no_grad():
             logits = [self.clustering(x) for x in features]
         scalings = positional_sinkhorn(
-            logits, self.options.assignment_temperature, self.options.iterations, shares[0].group
+            logits, self.options.assignment_temperature, self.options.iterations, pieces(shares)
         )
         own = torch.stack([self._predicted(share).sum() for share in shares]).sum()
         count = all_reduce_sum(own, shares[0].group)

@@ -12,9 +12,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
-from scholarch.collectives import all_reduce_max, all_reduce_sum, upcast
+from scholarch.collectives import Pieces, all_reduce_max, upcast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,9 @@ class CentringOptions:
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int, group: ProcessGroup | None) -> Tensor:
+def sinkhorn_knopp(
+    logits: Sequence[Tensor], temperature: float, iterations: int, pieces: Pieces
+) -> list[Tensor]:
     """Assignments of all ranks' rows to prototypes, near equally many to each (reference.md 3.3).
 
     Each iteration scales prototypes to equal mass over all ranks, then rows to sum 1. Rows come
@@ -47,24 +48,30 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int, group: P
     number of rows are left out: they are common factors, which the next step removes.
 
     Args:
-        logits: [n, K]; n may differ between ranks and be 0.
+        logits: of each piece of this rank [n, K]; n may differ and be 0.
         temperature: of the teacher, above 0.
-        group: the ranks that share the rows.
+        pieces: how those of all ranks add up.
 
     Returns:
-        [n, K], float32 (float64 for float64), rows sum to 1.
+        Of each piece [n, K], float32 (float64 for float64), rows sum to 1.
     """
-    plan = upcast(logits) / temperature
-    largest = plan.max() if plan.numel() else plan.new_full((), -math.inf)
+    plans = [upcast(rows) / temperature for rows in logits]
+    largest = torch.stack(
+        [plan.max() if plan.numel() else plan.new_full((), -math.inf) for plan in plans]
+    ).max()
     # One number subtracted everywhere is one common factor after exp, which the first scaling of
     # the prototypes divides out again. What lies so far below the maximum that exp would vanish is
     # held up, so that no sum is ever 0; a quarter of the exponent's range is left for quotients.
-    lowest = 0.75 * math.log(torch.finfo(plan.dtype).tiny)
-    plan.sub_(all_reduce_max(largest, group)).clamp_(min=lowest).exp_()
+    lowest = 0.75 * math.log(torch.finfo(largest.dtype).tiny)
+    largest = all_reduce_max(largest, pieces.group)
+    for plan in plans:
+        plan.sub_(largest).clamp_(min=lowest).exp_()
     for _ in range(iterations):
-        plan.div_(all_reduce_sum(plan.sum(dim=0), group))
-        plan.div_(plan.sum(dim=1, keepdim=True))
-    return plan
+        masses = pieces.sum([plan.sum(dim=0) for plan in plans])
+        for plan in plans:
+            plan.div_(masses)
+            plan.div_(plan.sum(dim=1, keepdim=True))
+    return plans
 
 
 class Centring(nn.Module):
@@ -87,7 +94,7 @@ class Centring(nn.Module):
         self,
         logits: Sequence[Tensor],
         temperature: float,
-        group: ProcessGroup | None,
+        pieces: Pieces,
         seen: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Probabilities, summing to 1 over the last dimension.
@@ -95,39 +102,33 @@ class Centring(nn.Module):
         Args:
             logits: of each micro-batch of this rank, [..., K].
             temperature: of the teacher, above 0.
-            group: the ranks that share the global batch.
+            pieces: how sums over the micro-batches of all ranks are taken.
             seen: the logits that the centre follows, where these are not `logits` themselves.
 
         Returns:
             For each micro-batch the shape of its logits, float32 (float64 for float64).
         """
-        rows = _flatten(logits)
+        rows = [part.reshape(-1, part.shape[-1]) for part in logits]
         if self.options.kind == "sinkhorn":
-            targets = sinkhorn_knopp(rows, temperature, self.options.iterations, group)
+            targets = sinkhorn_knopp(rows, temperature, self.options.iterations, pieces)
         else:
             centre = self._allocated()
-            targets = torch.softmax((upcast(rows) - centre) / temperature, dim=-1)
-            self._follow(rows if seen is None else _flatten(seen), group)
-        parts = torch.split(targets, [part.shape[:-1].numel() for part in logits])
-        return [target.view(part.shape) for target, part in zip(parts, logits, strict=True)]
+            targets = [torch.softmax((upcast(part) - centre) / temperature, dim=-1) for part in rows]
+            self._follow(rows if seen is None else seen, pieces)
+        return [target.view(part.shape) for target, part in zip(targets, logits, strict=True)]
 
     def _allocated(self) -> Tensor:
         if self.centre is None:
             raise RuntimeError("the centre has no size yet: call allocate first")
         return self.centre
 
-    def _follow(self, rows: Tensor, group: ProcessGroup | None) -> None:
+    def _follow(self, seen: Sequence[Tensor], pieces: Pieces) -> None:
         """Moves the centre towards the mean logits of the global batch, for later steps."""
-        rows = upcast(rows)
-        count = rows.new_full((1,), rows.shape[0])
-        total = all_reduce_sum(torch.cat([rows.sum(dim=0), count]), group)
+        rows = [upcast(part.reshape(-1, part.shape[-1])) for part in seen]
+        sums = [torch.cat([part.sum(dim=0), part.new_full((1,), part.shape[0])]) for part in rows]
+        total = pieces.sum(sums)
         # clamp and where in place of an `if` on the count: no wait for the device.
         mean = total[:-1] / total[-1].clamp(min=1)
         centre = self._allocated()
         moved = centre * self.options.momentum + mean * (1 - self.options.momentum)
         centre.copy_(torch.where(total[-1] > 0, moved, centre.to(moved.dtype)))
-
-
-def _flatten(parts: Sequence[Tensor]) -> Tensor:
-    rows = [part.reshape(-1, part.shape[-1]) for part in parts]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -17,7 +17,7 @@ from scholarch.collectives import upcast
 from scholarch.config.schedule import Schedule
 from scholarch.objectives import monitors
 from scholarch.objectives.centring import Centring, CentringOptions
-from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, shared_prototypes
+from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, pieces, shared_prototypes
 
 TEACHER_TEMPERATURE = Schedule.parse(
     [
@@ -95,7 +95,7 @@ class Dino(Term):
         """Probabilities [T, b, K] of each micro-batch; all teacher views are centred together."""
         logits = [torch.cat([outputs[o] for o in self.teacher_outputs()]) for outputs in teacher]
         temperature = self.options.teacher_temperature(shares[0].step)
-        targets: list[Tensor] = self.centring(logits, temperature, shares[0].group)
+        targets: list[Tensor] = self.centring(logits, temperature, pieces(shares))
         return targets
 
     def forward(self, student: Mapping[Output, Tensor], targets: Tensor, share: Share) -> TermValue:

@@ -57,6 +57,8 @@ def edges(share: Share, size: int | None) -> list[int]:
 def rank_edges(share: Share) -> list[int]:
     """Positions where the ranks' parts of the micro-batch begin, and where the last one ends."""
     start, stop = share.micro_batch
+    if share.whole:
+        return [start, stop]
     world = world_size(share.group)
     return [start + (stop - start) * r // world for r in range(world + 1)]
 
@@ -76,7 +78,7 @@ def cut(rows: Tensor, share: Share, size: int | None) -> tuple[Tensor, list[Grou
         `collectives.gather_rows`), and the groups.
     """
     group_edges, borders = edges(share, size), rank_edges(share)
-    mine = rank(share.group)
+    mine = 0 if share.whole else rank(share.group)
     low, high = borders[mine], borders[mine + 1]
     if rows.shape[0] != high - low:
         raise ValueError(f"{rows.shape[0]} rows for the positions {low} to {high} of this rank")

@@ -17,7 +17,7 @@ from scholarch.config.schedule import Schedule
 from scholarch.objectives import monitors
 from scholarch.objectives.centring import Centring, CentringOptions
 from scholarch.objectives.dino import TEACHER_TEMPERATURE
-from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, shared_prototypes
+from scholarch.objectives.term import ALWAYS_ONE, Output, Share, Term, TermValue, pieces, shared_prototypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Ibot(Term):
                 for x, share in zip(seen, shares, strict=True)
             ]
         temperature = self.options.teacher_temperature(shares[0].step)
-        targets: list[Tensor] = self.centring(logits, temperature, shares[0].group, seen)
+        targets: list[Tensor] = self.centring(logits, temperature, pieces(shares), seen)
         return targets
 
     def forward(self, student: Mapping[Output, Tensor], targets: Tensor, share: Share) -> TermValue:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from scholarch.collectives import Pieces
 from scholarch.config.schedule import Schedule
 
 ALWAYS_ONE = Schedule.parse(1.0)
@@ -54,6 +55,7 @@ class Share:
         positions: [b] int64, places of this share's samples in the global batch, ascending.
         micro_batch: [start, stop) of the global positions that all ranks together hold in this
             micro-batch; ranks follow one another in position order.
+        whole: this rank holds all of the micro-batch; other ranks hold others, of the same size.
         views: number of views by name.
         masks: by view name [V, b, N] bool, True = masked; absent where the view has no masks.
         predicted: by view name [V, b, N] bool, True = predicted; absent where it equals `masks`.
@@ -76,6 +78,7 @@ class Share:
     teacher_grids: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     group: ProcessGroup | None = None
     places: Mapping[str, Tensor] = field(default_factory=dict)
+    whole: bool = False
 
     def chosen(self, view: str, *, predicted: bool = False) -> Tensor:
         """[M] int64: the masked, or predicted, places of `view` in flattened [V, b, N]."""
@@ -83,6 +86,17 @@ class Share:
         found = self.places.get(f"{view}/predicted" if apart else view)
         mask = (self.predicted if apart else self.masks)[view]
         return mask.flatten().nonzero().squeeze(1) if found is None else found
+
+
+def pieces(shares: Sequence[Share]) -> Pieces:
+    """How sums over this rank's micro-batches of a step become sums over the global batch."""
+    first = shares[0]
+    if not first.whole:
+        return Pieces(first.group)
+    start, stop = first.micro_batch
+    size = stop - start
+    places = tuple(share.micro_batch[0] // size for share in shares)
+    return Pieces(first.group, places, first.global_batch // size)
 
 
 class TermValue(NamedTuple):

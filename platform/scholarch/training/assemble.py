@@ -27,7 +27,7 @@ from scholarch.training.distributed import World
 from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
-from scholarch.training.networks import Execution, Network, build_network, materialise, place
+from scholarch.training.networks import DTYPES, Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
 from scholarch.training.saving import Checkpoints
@@ -77,9 +77,10 @@ def execution(recipe: Recipe, world: World) -> Execution:
     """How the recipe's networks are carried out on this world.
 
     One process has nothing to share out, and FSDP2 would cost it a quarter of a small step
-    (benchmarks/results/step.md); but it is what computes in bf16.
+    (benchmarks/results/step.md); but it is what computes in bf16. With grains every process has whole
+    networks: the order in which shards are reduced depends on the number of processes.
     """
-    sharded = world.size > 1 or recipe.training.precision == "bf16"
+    sharded = not recipe.training.grain and (world.size > 1 or recipe.training.precision == "bf16")
     return Execution(
         device=world.device,
         precision=recipe.training.precision,
@@ -130,7 +131,7 @@ def allocate_term(
     trained = term.trained()
     for module in trained.modules if trained else ():
         place(module, how)
-    term.to(how.device)
+    term.to(how.device, DTYPES[how.precision])
 
 
 def _width(network: Network, output: Output) -> int:
@@ -200,6 +201,7 @@ class Loading:
             micro_batches=self.layout.micro_batches,
             rank=self.world.rank,
             world=self.world.size,
+            whole=self.layout.whole,
             workers=settled(self.recipe.training.workers),
             pin_memory=torch.cuda.is_available(),
         )

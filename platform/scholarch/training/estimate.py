@@ -66,7 +66,8 @@ def memory(
     own = sum(numel(m) for term in terms.values() if (t := term.trained()) for m in t.modules)
     trained = moving(student) + own
     held = sum(numel(teacher) for teacher in teachers.values()) + numel(student) - moving(student)
-    share = math.ceil(layout.global_batch / layout.micro_batches / world_size)
+    share = layout.largest_share(world_size)
+    sharing = 1 if layout.whole else world_size
     patch, width = recipe.model.patch, student.backbone.width
     sets = [views for _, views in view_sets(recipe)]
     tokens = max(sum(v.crops * share * (1 + (v.size // patch) ** 2) for v in s.values()) for s in sets)
@@ -95,10 +96,11 @@ def memory(
     # Of the unit in use and the next one, whole on every process.
     gathered = 2 * max(_sizes(network)[0] for network in (student, *teachers.values())) * computed
     return {
-        "weights": (trained + held) * item // world_size,
-        "gradients": trained * item // world_size,
-        "optimizer": 2 * trained * item // world_size,
-        "gathered weights": gathered if world_size > 1 or computed != item else 0,
+        "weights": (trained + held) * item // sharing,
+        # With grains a table of all of theirs, and those that this process puts there.
+        "gradients": trained * item * (2 * layout.micro_batches if layout.whole else 1) // sharing,
+        "optimizer": 2 * trained * item // sharing,
+        "gathered weights": gathered if sharing > 1 or computed != item else 0,
         "activations": tokens * per_token * computed,
         "teachers' activations": max(
             (_passing(recipe, name, teacher, sets, share) for name, teacher in teachers.items()), default=0
@@ -193,12 +195,14 @@ class Traffic:
 def traffic(
     recipe: Recipe, student: Network, teachers: Sequence[Network], layout: Layout, world_size: int
 ) -> Traffic:
-    """What FSDP2 moves in a step, by a ring; sums of losses and centring are small beside it."""
+    """What is moved in a step, by a ring; sums of losses and centring are small beside it."""
     precision = recipe.training.precision
 
     def moved(parameters: int, bytes_each: int) -> int:
         return layout.micro_batches * parameters * bytes_each * (world_size - 1) // world_size
 
+    if layout.whole:  # nothing is sharded, and the gradients of all grains are summed on every process
+        return Traffic(gathered=0, teachers=0, reduced=2 * moved(numel(student), BYTES[precision]))
     held = sum(numel(teacher) for teacher in teachers)
     return Traffic(
         gathered=2 * moved(numel(student), COMPUTED[precision]),

@@ -1,7 +1,8 @@
 """How the global batch is cut into micro-batches and shares.
 
 Micro-batch m of A holds the global positions [m * G / A, (m + 1) * G / A); within it rank r of W
-holds the r-th of W runs of positions, which may differ by one in length.
+holds the r-th of W runs of positions, which may differ by one in length. Or, with `training.grain`, each
+micro-batch is whole on one rank: rank m mod W computes micro-batch m.
 """
 
 from __future__ import annotations
@@ -19,17 +20,24 @@ class Layout:
 
     Attributes:
         global_batch: samples of a step (G).
-        micro_batches: parts that follow one another on every rank (A), a divisor of G.
+        micro_batches: equal parts (A), a divisor of G.
+        whole: ranks take micro-batches in turn; else every rank has a share of each.
     """
 
     global_batch: int
     micro_batches: int
+    whole: bool = False
 
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """[start, stop) of the global positions of each micro-batch."""
+    def bounds(self, rank: int, world_size: int) -> list[tuple[int, int]]:
+        """[start, stop) of the global positions of each micro-batch that a rank takes part in."""
         size = self.global_batch // self.micro_batches
-        return [(m * size, (m + 1) * size) for m in range(self.micro_batches)]
+        own = range(rank, self.micro_batches, world_size) if self.whole else range(self.micro_batches)
+        return [(m * size, (m + 1) * size) for m in own]
+
+    def largest_share(self, world_size: int) -> int:
+        """Most samples that a rank computes at once."""
+        size = self.global_batch // self.micro_batches
+        return size if self.whole else math.ceil(size / world_size)
 
 
 def plan_layout(
@@ -65,3 +73,30 @@ def plan_layout(
         where="training.micro_batch",
         fix="raise training.micro_batch, or choose a global batch with more divisors",
     )
+
+
+def whole_layout(global_batch: int, world_size: int, grain: int, group_sizes: Sequence[int]) -> Layout:
+    """Micro-batches of `grain` samples, each whole on one rank.
+
+    Args:
+        grain: `training.grain`.
+        group_sizes: as in `plan_layout`.
+
+    Raises:
+        UserError: when a rank would have none, or the grain fits the global batch or the groups badly.
+    """
+    whole = math.lcm(1, *group_sizes)
+    if global_batch % grain or grain % whole:
+        raise UserError(
+            f"grains of {grain} samples do not divide a global batch of {global_batch}"
+            + (f" into whole groups of {whole}" if whole > 1 else ""),
+            where="training.grain",
+            fix=f"use a divisor of {global_batch}" + (f" that is a multiple of {whole}" if whole > 1 else ""),
+        )
+    if global_batch // grain < world_size:
+        raise UserError(
+            f"{world_size} processes cannot share {global_batch // grain} grains of {grain} samples",
+            where="training.grain",
+            fix="use a smaller grain, a larger global batch, or fewer processes",
+        )
+    return Layout(global_batch, global_batch // grain, whole=True)

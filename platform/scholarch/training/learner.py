@@ -15,7 +15,8 @@ from torch.distributed import ProcessGroup
 
 from scholarch.draws import Draws
 from scholarch.models.features import Features, Views
-from scholarch.objectives.term import Output, Share, Term, Trained
+from scholarch.objectives.term import Output, Share, Term, Trained, pieces
+from scholarch.training.grains import OrderedGradients
 from scholarch.training.networks import Network
 
 
@@ -107,7 +108,13 @@ class Learner(nn.Module):
         return {name: trained for name, term in self._terms() if (trained := term.trained())}
 
     def accumulate(
-        self, batches: Sequence[Pictures], bounds: Sequence[tuple[int, int]], global_batch: int, step: int
+        self,
+        batches: Sequence[Pictures],
+        bounds: Sequence[tuple[int, int]],
+        global_batch: int,
+        step: int,
+        *,
+        whole: bool = False,
     ) -> StepValues:
         """Adds the gradients of one step over this rank's micro-batches.
 
@@ -116,11 +123,15 @@ class Learner(nn.Module):
             bounds: [start, stop) of the global positions of each micro-batch.
             global_batch: samples in the step over all ranks and micro-batches.
             step: from 0.
+            whole: this rank holds the whole of its micro-batches, all of one size, and gradients are those
+                of the global batch afterwards, summed over ranks in global order.
         """
         shares = [
-            self._share(batch, bound, global_batch, step)
+            self._share(batch, bound, global_batch, step, whole=whole)
             for batch, bound in zip(batches, bounds, strict=True)
         ]
+        trained = [*self.student.parameters(), *self.terms.parameters()]
+        ordered = OrderedGradients(trained) if whole else None
         values = StepValues()
         active = {
             name: (term, float(term.options.weight(step)))
@@ -142,9 +153,15 @@ class Learner(nn.Module):
                 _add_up(values.drawn, {f"{name}/{k}": v for k, v in value.drawn.items()})
             if total is not None:
                 total.backward()  # type: ignore[no-untyped-call]
+            if ordered:
+                ordered.take()
+        if ordered:
+            ordered.add_up(pieces(shares))
         return values
 
-    def _share(self, batch: Pictures, bound: tuple[int, int], global_batch: int, step: int) -> Share:
+    def _share(
+        self, batch: Pictures, bound: tuple[int, int], global_batch: int, step: int, *, whole: bool
+    ) -> Share:
         return Share(
             step=step,
             global_batch=global_batch,
@@ -171,6 +188,7 @@ class Learner(nn.Module):
             },
             group=self.group,
             places=batch.places,
+            whole=whole,
         )
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ from scholarch.training.initial import (
     frozen_transfer,
     transfers,
 )
-from scholarch.training.layout import Layout, plan_layout
+from scholarch.training.layout import Layout, plan_layout, whole_layout
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Execution, Network
 
@@ -241,8 +241,20 @@ def check_batch(recipe: Recipe, world_size: int) -> Layout:
                 where=f"terms.{name}.group",
                 fix=f"use a group size that divides {batch}",
             )
-    micro = settled(recipe.training.micro_batch)
-    return plan_layout(batch, world_size, micro, [term.group_size(batch) for term in terms.values()])
+    groups = [term.group_size(batch) for term in terms.values()]
+    if recipe.training.grain:
+        _check_grain(recipe)
+        return whole_layout(batch, world_size, recipe.training.grain, groups)
+    return plan_layout(batch, world_size, settled(recipe.training.micro_batch), groups)
+
+
+def _check_grain(recipe: Recipe) -> None:
+    if recipe.training.precision == "bf16":
+        raise UserError(
+            "networks are not sharded with grains, and bf16 comes with sharding",
+            where="training.grain",
+            fix="use training.precision=fp32 or fp64, or leave training.grain out",
+        )
 
 
 def _available(world: World) -> int:

@@ -172,7 +172,9 @@ class Trainer:
         """One step; True when some rank was asked to stop."""
         worked = time.thread_time()
         placed = [self._place(part) for part in batch]
-        values = self.learner.accumulate(placed, self.layout.bounds, self.recipe.training.global_batch, step)
+        layout, world = self.layout, self.world
+        bounds = layout.bounds(world.rank, world.size)
+        values = self.learner.accumulate(placed, bounds, layout.global_batch, step, whole=layout.whole)
         names = sorted(values.parts)
         clipped = self.optimizer.clip()
         # The one wait for the device: nothing is moved before all is known to be finite.

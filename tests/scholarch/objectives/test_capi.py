@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scholarch.collectives import Pieces
 from scholarch.objectives.capi import LEARNING_RATE, Capi, CapiOptions, Clustering, positional_sinkhorn
 from scholarch.objectives.term import Output
 from terms import Case, assert_equal_on_ranks, random, run
@@ -60,14 +61,14 @@ def teacher_logits(case: Case) -> NDArray[np.float64]:
 def test_positional_sinkhorn_against_its_definition() -> None:
     logits = random(1, BATCH, PATCHES, PROTOTYPES)
     parts = logits.split([1, 3, 2], dim=1)
-    scalings = positional_sinkhorn(parts, 0.06, 3, None)
+    scalings = positional_sinkhorn(parts, 0.06, 3, Pieces(None))
     found = torch.cat([s.assignments(x, 0.06) for s, x in zip(scalings, parts, strict=True)], dim=1)
     np.testing.assert_allclose(found[0], slow_positional_sinkhorn(logits[0].numpy()), rtol=1e-9)
 
 
 def test_positional_sinkhorn_survives_huge_logits() -> None:
     logits = random(1, BATCH, PATCHES, PROTOTYPES).float() * 1e4
-    (scalings,) = positional_sinkhorn([logits], 0.06, 3, None)
+    (scalings,) = positional_sinkhorn([logits], 0.06, 3, Pieces(None))
     assert torch.isfinite(scalings.assignments(logits, 0.06)).all()
 
 

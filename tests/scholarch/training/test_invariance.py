@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from gloo import run_ranks
-from tiny_training import gloo_world, train
+from tiny_training import gloo_world, tiny_recipe, train
 from torch.distributed import ProcessGroup
 
 LONG = ("training.steps=100", "training.workers=0", "training.checkpoint_every=100")
@@ -35,6 +36,31 @@ def test_fp64_losses_are_the_same_on_any_number_of_processes(tmp_path: Path) -> 
     assert largest_difference(one, losses(2, tmp_path / "2", "training.precision=fp64")) < 1e-6
     micro = ("training.precision=fp64", "training.micro_batch=2")
     assert largest_difference(one, losses(3, tmp_path / "3", *micro)) < 1e-6
+
+
+def on_rank_with_grains(group: ProcessGroup, folder: Path, overrides: Sequence[str]) -> list[list[float]]:
+    recipe = tiny_recipe("training.global_batch=12", "training.grain=4", *overrides)
+    torch.set_num_threads(1)
+    records = train(gloo_world(group), folder, (), recipe)
+    norms = ("gradient_norm/backbone", "gradient_norm/heads.dino", "gradient_norm/heads.ibot")
+    return [[record["loss/total"], *(record[n] for n in norms)] for record in records if norms[0] in record]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    "overrides",
+    [("training.precision=fp64",), ("training.precision=fp32", "terms.dino.centring.kind=moving_average")],
+)
+def test_grains_give_the_same_bits_on_any_number_of_processes(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """Gradients are equal to the last bit at every step; losses are summed for the log as they come."""
+    options = ("training.steps=30", "training.workers=0", "training.checkpoint_every=30", *overrides)
+    found = [run_ranks(world, on_rank_with_grains, tmp_path / str(world), options)[0] for world in (1, 2, 3)]
+    assert len(found[0]) == 30
+    for other in found[1:]:
+        assert [norms for _, *norms in other] == [norms for _, *norms in found[0]]
+        assert [loss for loss, *_ in other] == pytest.approx([loss for loss, *_ in found[0]], rel=1e-6)
 
 
 @pytest.mark.gloo

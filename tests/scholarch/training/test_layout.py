@@ -28,7 +28,7 @@ def test_fewest_micro_batches_that_fit(
 
 
 def test_bounds_cut_the_global_batch() -> None:
-    assert Layout(12, 3).bounds == [(0, 4), (4, 8), (8, 12)]
+    assert Layout(12, 3).bounds(0, 1) == [(0, 4), (4, 8), (8, 12)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def one_step(learner: Learner, rank: int, world: int, micro_batches: int, step: 
     pictures = random_pictures(step)
     shares = rank_positions(8, micro_batches, rank, world)
     batches = [pictures.rows(share.tolist()) for share in shares]
-    values = learner.accumulate(batches, Layout(8, micro_batches).bounds, 8, step)
+    values = learner.accumulate(batches, Layout(8, micro_batches).bounds(rank, world), 8, step)
     gradients = {name: p.grad.clone() for name, p in learner.student.named_parameters() if p.grad is not None}
     return {name: float(value) for name, value in values.parts.items()}, gradients
 

@@ -87,6 +87,8 @@ CASES: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], str]] = {
         "too small for the term dino",
     ),
     "groups that do not divide": (None, (*DIGITS, "training.global_batch=24"), "groups of 16"),
+    "grain that breaks groups": (None, (*DIGITS, "training.grain=8"), "whole groups of 16"),
+    "grain in bf16": (None, (*DIGITS, "training.grain=16", "training.precision=bf16"), "training.grain"),
     "channels that data has not": (
         lambda: folder_of(Path("colour"), "a.png", "b.png"),
         ("pretrain", "data=colour", "data.channels=5"),

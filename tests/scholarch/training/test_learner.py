@@ -180,7 +180,7 @@ def test_other_numbers_of_prototypes_cannot_be_compared() -> None:
 def test_teachers_may_be_shown_other_crops_than_the_student() -> None:
     mine, others = random_pictures(3), random_pictures(4)
     learner = tiny_learner(tiny_recipe()).train()
-    bounds = Layout(8, 1).bounds
+    bounds = Layout(8, 1).bounds(0, 1)
     seen = [learner.accumulate([p], bounds, 8, 3).observed["ema/global"].cls for p in (mine, others)]
     plain = learner.accumulate([mine], bounds, 8, 3).parts
     mine.views["global/teacher"] = others.views["global"]

@@ -40,6 +40,6 @@ class OrderedGradients:
         """
         total = pieces.sum(self._taken)
         sizes = [parameter.numel() for parameter in self.parameters]
-        for parameter, gradient in zip(self.parameters, total.split(sizes), strict=True):
+        for parameter, gradient in zip(self.parameters, torch.split(total, sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         self._taken = []

@@ -16,7 +16,6 @@ import psutil
 from scholarch.storage.objects import open_objects
 
 NODES = (1, 3)
-DISK = "64m"
 STALL_SECONDS = 20
 GRACE_SECONDS = 40
 
@@ -29,22 +28,11 @@ def free_port() -> int:
 
 @dataclass
 class Node:
-    """A launcher in a process of its own, with what it writes and its local disk."""
+    """A launcher in a process of its own, with what it writes."""
 
     number: int
     process: subprocess.Popen[bytes]
     output: Path
-    disk: Path
-
-    def fill_disk(self) -> None:
-        """Takes all that is left of its disk."""
-        with (self.disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(1 << 16))
-
-    def free_disk(self) -> None:
-        """Gives it back."""
-        (self.disk / "filler").unlink(missing_ok=True)
 
     def workers(self) -> list[psutil.Process]:
         """Its live workers, by rank."""
@@ -99,8 +87,6 @@ class Job:
             node.lose()
         self._meeting.kill()
         self._meeting.wait()
-        for node in self.nodes:
-            subprocess.run(["umount", "--lazy", str(node.disk)], check=True)
 
     def begin(self, nodes: int = 2) -> None:
         """A meeting place and nodes; called again after the job has ended, it goes on."""
@@ -120,10 +106,7 @@ class Job:
     def add(self) -> Node:
         """A node joins."""
         number, self.started = self.started, self.started + 1
-        output, disk = self.folder / f"node-{number}.txt", self.folder / f"disk-{number}"
-        disk.mkdir()
-        # A disk that can be filled without harm; only root can mount one.
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
+        output = self.folder / f"node-{number}.txt"
         command = [
             sys.executable, "-m", "scholarch.training.launch", "--nodes", f"{NODES[0]}:{NODES[1]}",
             "--rendezvous", f"127.0.0.1:{self.port}", "--run-id", f"job-{self.restarts}", "--max-restarts", "20",
@@ -133,13 +116,13 @@ class Job:
         with output.open("wb") as file:
             process = subprocess.Popen(
                 command,
-                env={**self.environment, "SCHOLARCH_SCRATCH": str(disk)},
+                env={**self.environment, "SCHOLARCH_SCRATCH": str(self.folder / f"scratch-{number}")},
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
                 cwd=self.folder,
             )
-        node = Node(number, process, output, disk)
+        node = Node(number, process, output)
         self.nodes.append(node)
         return node
 

@@ -42,7 +42,7 @@ class Striker:
             "store down": self._store_down,
             "store slow": lambda f: self._for(f.seconds, "slow"),
             "answers cut": lambda f: self._for(f.seconds, "truncate"),
-            "disk full": self._fill_disk,
+            "disk full": lambda _: self._fill_disk(),
             "kill in a save": lambda f: (self.phases / f.phase).touch(),
             "a node joins": lambda _: self.job.add() if len(self.job.alive) < 3 else None,
             "a node leaves": lambda _: self._terminate(self.job.alive[-1:]),
@@ -77,11 +77,12 @@ class Striker:
         self.proxy.set(mode)  # type: ignore[arg-type]
         self._later(seconds, lambda: self.proxy.set("pass"))
 
-    def _fill_disk(self, fault: Fault) -> None:
-        """That of the node which holds rank 0, where the small files of the run are written."""
-        if found := self.job.worker_of(0):
-            found[0].fill_disk()
-            self._later(fault.seconds, found[0].free_disk)
+    def _fill_disk(self) -> None:
+        """No file of rank 0 may grow any more: what a full disk does, without filling one."""
+        found = self.job.worker_of(0)
+        if found:
+            with suppress(psutil.Error):
+                found[1].rlimit(psutil.RLIMIT_FSIZE, (4096, psutil.RLIM_INFINITY))
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         timer = threading.Timer(seconds, act)

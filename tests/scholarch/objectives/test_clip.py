@@ -1,16 +1,19 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gloo import run_ranks
+from scholarch.collectives import world_size
 from scholarch.config.views import CAPTION
 from scholarch.objectives import clip
-from scholarch.objectives.clip import Clip, ClipOptions
+from scholarch.objectives.clip import Clip, ClipOptions, contrast
 from scholarch.objectives.term import Output
 from terms import Case, make_share, random
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CLS, PATCHES = Output("global", "cls"), Output("global", "patches")
 TEXT, SCALE = Output(CAPTION, "cls"), Output(CAPTION, "scale")
@@ -134,3 +137,38 @@ def test_gradient_accumulation_is_refused() -> None:
     with pytest.raises(ValueError, match="no gradient accumulation"):
         case.term()({**shown, SCALE: torch.tensor(1.0)}, None, share)
     assert case.term().group_size(6) == 6
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def largest(group: ProcessGroup | None, each: int) -> int:
+    """Both passes with `each` rows of width 8 on every rank."""
+    pictures, texts = (torch.nn.functional.normalize(random(each, 8, seed=s), dim=1) for s in (1, 2))
+    scale = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+    with Largest() as seen:
+        counts = [each] * world_size(group)
+        contrast(pictures.requires_grad_(), texts.requires_grad_(), scale, group, counts).backward()
+    return seen.elements
+
+
+@pytest.mark.gloo
+def test_memory_of_a_rank_does_not_grow_with_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured: no tensor is larger on 4 ranks than on one, and twice the rows take twice as much."""
+    one = largest(None, 64)
+    assert one == 64 * 64
+    for world in (2, 4):
+        assert run_ranks(world, largest, 64) == [one] * world
+    monkeypatch.setattr(clip, "ROWS", 16)  # as rows beyond ROWS are
+    assert largest(None, 128) == 2 * largest(None, 64)

@@ -12,8 +12,12 @@ export UV_PYTHON_DOWNLOADS := never
 .PHONY: help demo setup test check format cluster-test bench docs faults crds
 
 ##@ Use
-demo: $(READY) ## pretrain on handwritten digits: 2 cores, some minutes
+# All demo runs share one registry, so that the second one has the first one's champion to beat.
+demo: export MLFLOW_TRACKING_URI := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/runs/mlflow/mlflow.db)
+demo: $(READY) ## pretrain on handwritten digits, evaluate and promote: 2 cores, some minutes
 	@$(BIN)/scholarch pretrain --recipe demo/digits $(ARGS)
+	@$(BIN)/scholarch promote demo-digits --policy demo/digits
+	@echo "to go on here: export MLFLOW_TRACKING_URI=$(MLFLOW_TRACKING_URI)"
 
 setup: $(READY) ## only install: uv in .tools/, all else in .venv/
 	@:

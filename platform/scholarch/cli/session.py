@@ -23,7 +23,7 @@ from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
-from scholarch.registry.tracking import Status, Tracker, known_run, local_uri
+from scholarch.registry.tracking import Status, Tracker, known_run, tracking_uri
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
 from scholarch.training.assemble import build_trainer
@@ -194,8 +194,9 @@ def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     else:
         commands["evaluate"] = f"scholarch evaluate {run}"
         commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        commands["see MLflow"] = f"mlflow ui --backend-store-uri {local_uri(plan.run)}"
+    uri = tracking_uri(plan.run)
+    if uri.startswith("sqlite:"):
+        commands["see MLflow"] = f"mlflow ui --backend-store-uri {uri}"
     commands["your own pictures"] = "scholarch pretrain data=FOLDER"
     return commands
 

@@ -7,6 +7,7 @@ must pass. A promotion is one request under it. Keys are written as in Kubernete
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ from scholarch.config.training_run import (
 )
 from scholarch.errors import UserError
 
+FOLDER = Path(str(resources.files("scholarch.config"))) / "policies"
 POLICY, POLICIES = "PromotionPolicy", "promotionpolicies"
 APPROVED = f"{GROUP}/approved"
 PROMOTION, PROMOTIONS = "ModelPromotion", "modelpromotions"
@@ -163,24 +165,33 @@ class PromotionSpec(Part):
     suspend: bool = Field(False, description="evaluates and decides nothing until it is false again")
 
 
-def read_policy(path: str) -> PolicySpec:
+def policy_names() -> list[str]:
+    """Names of the policies that come with the package, sorted."""
+    return sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+
+
+def read_policy(name: str) -> PolicySpec:
     """A policy from a YAML file: the spec alone, or the whole `PromotionPolicy` as for `kubectl apply`.
+
+    Args:
+        name: path of the file, or a name of `policy_names`.
 
     Raises:
         UserError: naming every mistake and where it is.
     """
-    file = Path(path)
+    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
-        raise UserError(f"no policy file {path}", where="--policy", fix="name a YAML file")
+        fix = f"name a YAML file, or one of: {', '.join(policy_names())}"
+        raise UserError(f"there is no policy {name}", where="--policy", fix=fix)
     try:
         found: Any = parse_yaml(file.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"this is not YAML: {error}", where=path, fix="mend the file") from None
+        raise UserError(f"this is not YAML: {error}", where=name, fix="mend the file") from None
     if not isinstance(found, Mapping):
-        raise UserError("a policy is a mapping with model, suites and gates", where=path)
+        raise UserError("a policy is a mapping with model, suites and gates", where=name)
     if "kind" in found:
         wanted = f"{GROUP}/{VERSION}"
         if (found["kind"], found.get("apiVersion")) != (POLICY, wanted):
-            raise UserError(f"is not a {POLICY} of {wanted}", where=path)
+            raise UserError(f"is not a {POLICY} of {wanted}", where=name)
         found = found.get("spec") or {}
-    return PolicySpec.read(found, path)
+    return PolicySpec.read(found, name)

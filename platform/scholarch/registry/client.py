@@ -20,6 +20,13 @@ def local_uri(folder: Path) -> str:
     return f"sqlite:///{(folder / 'mlflow' / 'mlflow.db').absolute()}"
 
 
+def artifacts_of(uri: str) -> str | None:
+    """Where new experiments keep their artifacts: beside a SQLite file; None: a server knows for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()
+
+
 def tracking_uri(run_folder: Path) -> str:
     """`MLFLOW_TRACKING_URI`, or a SQLite file inside the run folder.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from scholarch.registry.client import connect, local_uri, missing, reason, refused
+from scholarch.registry.client import artifacts_of, connect, missing, reason, refused
 from scholarch.registry.machine import MachineSampler
 from scholarch.registry.outbox import Data, Outbox
 from scholarch.registry.redaction import redact_text
@@ -103,9 +103,7 @@ class Delivery:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
             return str(experiment.experiment_id)
-        place = None
-        if self._target.uri == local_uri(self._folder):
-            place = (self._folder / "mlflow" / "artifacts").absolute().as_uri()
+        place = artifacts_of(self._target.uri)
         # Its page then opens with training runs, not with what language models need.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(name, artifact_location=place, tags=kind))

@@ -11,17 +11,15 @@ from scholarch import __version__
 from scholarch.cli.sources import Model, exported_network, preprocessing_of
 from scholarch.config.schema import Recipe
 from scholarch.errors import UserError
-from scholarch.registry.backbone import assemble, save_backbone
+from scholarch.registry.backbone import save_backbone
 from scholarch.registry.card import Card
 from scholarch.registry.models import Registered, Trained, register_backbone
 from scholarch.registry.outbox import Data
-from scholarch.storage.local import check_writable, write_text
+from scholarch.registry.timm_export import TIMM_NAME, write_timm
+from scholarch.storage.local import check_writable
 from scholarch.storage.records import Record
 from scholarch.training.learner import Learner
 from scholarch.training.networks import Network, whole_state
-
-TIMM_WEIGHTS = "timm.safetensors"
-TIMM = "timm_model.py"
 
 
 def trained_model(recipe: Recipe, learner: Learner, origin: str, merges: str = "") -> Model:
@@ -52,29 +50,10 @@ def write_export(model: Model, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_backbone(partial, model.options, model.weights, model.preprocessing)
-    _write_timm(model, partial)
+    write_timm(partial, model.options, model.weights, model.preprocessing)
     if folder.is_dir():
         shutil.rmtree(folder)
     partial.rename(folder)
-
-
-def _write_timm(model: Model, folder: Path) -> None:
-    """timm's checkpoint and what to call `create_model` with; nothing where timm lacks the architecture."""
-    from safetensors.torch import save_file
-
-    from scholarch.models.timm_names import to_timm
-
-    try:
-        found = to_timm(assemble(model.options, model.weights))
-    except UserError:
-        return
-    seen = model.preprocessing
-    save_file(found.state, folder / TIMM_WEIGHTS, metadata={"format": "pt"})
-    note = (
-        f"# Run it in this folder. Pictures: {len(seen.mean)} channels in [0, 1], {seen.size} x {seen.size} pixels,\n"
-        f"# then (picture - mean) / std with mean {seen.mean} and std {seen.std}.\n"
-    )
-    write_text(folder / TIMM, f"{note}{found.snippet(TIMM_WEIGHTS)}\n")
 
 
 def export_to(model: Model, folder: Path) -> str:
@@ -98,8 +77,8 @@ def how_to_load(folder: Path) -> str:
         "  from scholarch.registry.backbone import load_backbone",
         f"  backbone, preprocessing = load_backbone(Path({str(folder)!r}))",
     ]
-    if (folder / TIMM).is_file():
-        lines.append(f"or without scholarch, by timm: {folder / TIMM}")
+    if (folder / TIMM_NAME).is_file():
+        lines.append(f"or without scholarch, by timm: {folder / TIMM_NAME}")
     return "\n".join(lines)
 
 
@@ -124,7 +103,15 @@ def register(
         },
     )
     fingerprints = ",".join(one.fingerprint for one in data)
-    tags = {"recipe": recipe.name, "data_fingerprint": fingerprints, "code_version": __version__}
+    tags = {
+        "recipe": recipe.name,
+        "data": ",".join(one.source for one in data),
+        "data_fingerprint": fingerprints,
+        "code_version": __version__,
+    }
+    frozen = sorted({teacher.found.name for teacher in recipe.teachers.values() if teacher.found})
+    if frozen:
+        tags["parent_teacher"] = ",".join(frozen)
     if recipe.model.kind == "aligned" and recipe.init_from and recipe.init_from.found:
         tags["parent"] = recipe.init_from.found.name  # the locked backbone's version
     trained = Trained(

@@ -24,9 +24,12 @@ from scholarch.registry.client import connect, missing, reason, refused, trackin
 from scholarch.registry.delivery import known_run
 from scholarch.registry.pyfunc import COLUMN
 from scholarch.registry.redaction import redact, redact_text
+from scholarch.registry.timm_export import write_timm
 
 _ATTEMPTS = 4
 _DATA = "backbone"
+TIMM = "timm"
+"""Folder of a version's artifacts with its checkpoint for timm, where timm has the architecture."""
 _DESCRIPTION_LENGTH = 5000  # a database column of MLflow's
 _REQUIRED = (
     "mlflow",
@@ -285,6 +288,9 @@ class _Registration:
         for name in ("uv.lock", "pyproject.toml", ".python-version"):
             (path / name).unlink(missing_ok=True)
         (path / "README.md").write_text(card)
+        (path / TIMM).mkdir()
+        if not write_timm(path / TIMM, trained.options, trained.weights, trained.preprocessing):
+            (path / TIMM).rmdir()
 
     def _link_metrics(self, model_id: str) -> None:
         """Show the run's latest evaluations on the model's own page too."""

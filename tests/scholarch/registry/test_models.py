@@ -6,9 +6,13 @@ import base64
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +229,55 @@ def test_base64_over_http_gives_the_same(registered: tuple[Path, str]) -> None:
     np.testing.assert_allclose(found, features(arrays).cls.numpy(), atol=1e-6)
     assert np.asarray(json.loads(answers["example"].response)["predictions"]).shape == (1, 16)
     assert model.input_example["image"][0][:4] == b"\x89PNG"
+
+
+@pytest.mark.service
+def test_mlflow_serves_it(registered: tuple[Path, str], tmp_path: Path) -> None:
+    arrays, files = pictures()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model_folder(registered[0]))]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "PATH": path}, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                    break
+            except OSError:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.2)
+        encoded = [[base64.b64encode(file).decode()] for file in files]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_split": {"columns": ["image"], "data": encoded}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            found = np.asarray(json.load(answer)["predictions"])
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    np.testing.assert_allclose(found, features(arrays).cls.numpy(), atol=1e-6)
+
+
+def test_timm_loads_its_checkpoint(registered: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_folder(registered[0]) / "timm")
+    names: dict[str, Any] = {}
+    exec(Path("timm_model.py").read_text(), names)
+    (loaded,) = (value for value in names.values() if isinstance(value, torch.nn.Module))
+    picture = torch.rand(2, 3, SEEN.size, SEEN.size)
+    with torch.no_grad():
+        (found,) = backbone()([Views(picture)])
+        theirs = loaded.eval().forward_features(picture)[:, 0]
+    torch.testing.assert_close(theirs, found.cls, atol=1e-5, rtol=1e-5)
 
 
 def test_it_loads_where_the_package_is_not_installed(registered: tuple[Path, str], tmp_path: Path) -> None:

@@ -231,8 +231,10 @@ def _step(
     ]
     for condition in status.conditions:
         before = promotion.status.condition(condition.type)
-        turned = (before.status if before else "False") != condition.status
-        if turned and condition.type != "Evaluating" and (condition.status == "True" or before):
+        changed = before is None or before.status != condition.status
+        # That MLflow answers is worth telling only after it did not.
+        told = before is not None if condition.type == "Reachable" else condition.status == "True"
+        if changed and told and condition.type != "Evaluating":
             events.append((f"{condition.type}{condition.reason}", condition.message))
     if status.verdict != promotion.status.verdict and decision is not None:
         events.append(("Decided", f"version {decision.candidate}: {status.verdict}: {status.reasons[0]}"))

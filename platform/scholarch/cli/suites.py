@@ -25,6 +25,7 @@ from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed
 from scholarch.evaluation.face import Confusion, Outcome
 from scholarch.evaluation.runner import Plan, extract_all, fingerprint, open_data, run_share, samples_read
 from scholarch.evaluation.suite import Suite, load_suite
+from scholarch.registry.evidence import EXPERIMENT, MODEL_TAG, SUITE_TAG
 from scholarch.registry.outbox import Data
 from scholarch.registry.tracking import Tracker, known_run
 from scholarch.report.evaluations import draw_confusion, draw_tiles
@@ -44,7 +45,6 @@ from scholarch.training.distributed import World
 from scholarch.training.trainer import Stop
 
 FEATURES = "features"
-EXPERIMENT = "evaluations"
 
 
 PATIENCE = timedelta(days=1)
@@ -233,8 +233,8 @@ def _track(found: Found, result: Result) -> str:
         tracker.tags(
             {
                 "scholarch.version": __version__,
-                "scholarch.suite": result.suite,
-                "scholarch.model": found.model.address,
+                SUITE_TAG: result.suite,
+                MODEL_TAG: found.model.address,
                 "scholarch.model_sha256": found.model.sha256,
             }
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scholarch.config.promotion import PolicySpec
 from scholarch.registry.decision import Contender
-from scholarch.storage.results import EvaluatedData, EvaluatedModel, Result
+from scholarch.registry.evidence import EXPERIMENT, MODEL_TAG, SUITE_TAG
+from scholarch.storage.results import EvaluatedData, EvaluatedModel, Result, write_result
 
 FINGERPRINT = "ab" * 16
 SUITES = [{"name": "digits", "data": {"digits": FINGERPRINT}}]
@@ -42,3 +44,15 @@ def a_result(version: str, value: float | np.ndarray, name: str = "dino", **chan
 def contender(version: str, value: float | np.ndarray = 0.9, **changes: Any) -> Contender:
     known = {key: changes.pop(key) for key in ("approved", "withdrawn") if key in changes}
     return Contender(version, {"digits": a_result(version, value, **changes)}, **known)
+
+
+def send_result(client: Any, folder: Path, result: Result) -> None:
+    """What `scholarch evaluate --suite` leaves in MLflow."""
+    write_result(str(folder), result)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    place = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    run_id = client.create_run(
+        place, tags={MODEL_TAG: result.model.address, SUITE_TAG: result.suite}
+    ).info.run_id
+    client.log_artifacts(run_id, str(folder))
+    client.set_terminated(run_id)

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
-from promotion_parts import FINGERPRINT, a_result
+from promotion_parts import FINGERPRINT, a_result, send_result
 from runs_api import Api, Manifest, condition, wait_for
 from scholarch.config.promotion import POLICY, PROMOTION
 from scholarch.config.training_run import GROUP, KIND, VERSION
 from scholarch.registry.client import connect
-from scholarch.registry.evidence import EXPERIMENT, MODEL_TAG, SUITE_TAG
 from scholarch.registry.history import SUFFIX
-from scholarch.storage.results import write_result
 
 from operators import Installed, Operator
 
@@ -41,7 +38,6 @@ def mlflow(tmp_path: Path, operator: Operator) -> Iterator[MlflowServer]:
             client.create_model_version("dino", f"runs:/{run_id}/model", run_id)
             alias = "champion" if version == "1" else "candidate"
             client.set_registered_model_alias("dino", alias, version)
-        client.create_experiment(EXPERIMENT)
         yield server
     finally:
         server.kill()
@@ -57,16 +53,6 @@ def ask(api: Api, namespace: str, tracking: str) -> None:
     for kind, spec in ((POLICY, policy), (PROMOTION, {"policy": "dino"})):
         body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "dino"}, "spec": spec}
         api.of(kind, API_VERSION).create(body=body, namespace=namespace)
-
-
-def send_result(client: Any, folder: Path, version: str, value: float) -> None:
-    """What `scholarch evaluate --suite` leaves in MLflow."""
-    write_result(str(folder / version), a_result(version, value))
-    tags = {MODEL_TAG: f"models:/dino/{version}", SUITE_TAG: "digits"}
-    place = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    run_id = client.create_run(place, tags=tags).info.run_id
-    client.log_artifacts(run_id, str(folder / version))
-    client.set_terminated(run_id)
 
 
 def test_the_champion_changes_though_operator_and_mlflow_go_away(
@@ -96,8 +82,8 @@ def test_the_champion_changes_though_operator_and_mlflow_go_away(
     wait_for("MLflow is back", lambda: condition(promotion(), "Reachable").get("status") == "True")
     assert {run["metadata"]["name"] for run in evaluations()} == names, "none is started twice"
 
-    send_result(client, tmp_path, "1", 0.90)
-    send_result(client, tmp_path, "2", 0.89)
+    send_result(client, tmp_path / "1", a_result("1", 0.90))
+    send_result(client, tmp_path / "2", a_result("2", 0.89))
     operator.kill()
     wait_for("promoted", lambda: condition(promotion(), "Promoted").get("status") == "True")
     aliases = client.get_registered_model("dino").aliases

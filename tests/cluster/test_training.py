@@ -12,7 +12,7 @@ from runs_api import Api, Manifest, condition, wait_for
 from scholarch.storage.objects import open_objects
 from stores import ENVIRONMENT, RUNS, SMALL, small, store_at_hand
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1500)]
 MINUTES = 60.0
 TRAINING = 10 * MINUTES
 """For a run to come to its end on two cores that do other things too."""

@@ -30,6 +30,7 @@ class Batch:
     masks: dict[str, torch.Tensor]
     positions: torch.Tensor
     places: dict[str, torch.Tensor] = field(default_factory=dict)
+    bottlenecks: dict[str, dict[Output, torch.Tensor]] = field(default_factory=dict)
 
 
 def options_of(term: type[Term]) -> Any:

@@ -14,6 +14,7 @@ from scholarch.data.catalog import open_source
 from scholarch.data.source import captions
 from scholarch.data.tokenizer import Tokenizer
 from scholarch.draws import torch_generator
+from scholarch.objectives.term import Output
 from scholarch.training import autos
 from scholarch.training.assemble import build_learner, build_trainer
 from scholarch.training.checkpoint import newest_whole
@@ -86,6 +87,7 @@ class Pictures:
     masks: dict[str, Tensor]
     positions: Tensor = field(default_factory=lambda: torch.arange(8))
     places: dict[str, Tensor] = field(default_factory=dict)
+    bottlenecks: dict[str, dict[Output, Tensor]] = field(default_factory=dict)
 
     def rows(self, positions: Sequence[int]) -> Pictures:
         """The samples at some positions."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from scholarch.config.names import known_keys
 from scholarch.config.scale import Scale, tiny
 from scholarch.config.schema import Kinds, Recipe, recipe_type, written_out
+from scholarch.config.students import for_student, merge, not_of_one
 from scholarch.errors import UserError
 
 RECIPES = resources.files("scholarch.config") / "recipes"
@@ -67,19 +68,6 @@ def _find(name: str) -> _Found:
     near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"unknown recipe {name!r}", fix=f"{hint}`scholarch recipes` lists all")
-
-
-def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it: mappings are merged, null removes a key, the rest replaces."""
-    merged = dict(base)
-    for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def read_recipe(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -183,10 +171,15 @@ def validate(data: Mapping[str, Any], kinds: Kinds, where: str) -> Recipe:
     Raises:
         UserError: with every mistake at once.
     """
-    try:
-        return resolve_schedules(validated(recipe_type(kinds), written_out(data), where))
-    except TypeError as error:
-        raise _mistakes([str(error)], where) from None
+    schema = recipe_type(kinds)
+    recipe, lines = _checked(schema, written_out(data))
+    for name in recipe.students if recipe is not None else ():
+        whole = written_out(for_student(data, name))
+        found = [*not_of_one(data["students"][name]), *_checked(schema, whole)[1]]
+        lines += [f"students.{name}.{line}" for line in found]
+    if recipe is None or lines:
+        raise _mistakes(lines, where)
+    return resolve_schedules(recipe)
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -198,13 +191,21 @@ def validated(schema: type[S], data: Mapping[str, Any], where: str) -> S:
     Raises:
         UserError: with every mistake at once, in the user's words.
     """
+    found, lines = _checked(schema, data)
+    if found is None:
+        raise _mistakes(lines, where)
+    return found
+
+
+def _checked(schema: type[S], data: Mapping[str, Any]) -> tuple[S | None, list[str]]:
+    """The instance, or every mistake in plain words."""
     try:
         # JSON mode: strict about numbers and strings, but a list may stand for a tuple.
-        return schema.model_validate_json(json.dumps(data))
+        return schema.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
-        raise _mistakes(_in_plain_words(schema, error), where) from None
+        return None, _in_plain_words(schema, error)
     except TypeError as error:
-        raise _mistakes([str(error)], where) from None
+        return None, [str(error)]
 
 
 def _mistakes(lines: Sequence[str], where: str) -> UserError:

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "training.log_every",
     "evaluation.",
     "about",
+    "groups",
     "registered_name",
 )
 """Keys that change how a run is carried out, not what it computes; a resume may change them."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from scholarch.config.schema import DRAWN
+from scholarch.config.students import for_student
 
 Scale = Literal["full", "tiny"]
 
@@ -19,6 +20,7 @@ PATCH = 4
 GRID = 8
 """Patches along the side of the largest view of its own crops."""
 GROUP = 4
+WIDER = 8
 LARGEST: Mapping[str, int] = {"prototypes": 64, "hidden": 48, "bottleneck": 16}
 MODELS: Mapping[str, Mapping[str, Any]] = {
     # The size's name stays: it says which feed-forward layer there is.
@@ -46,6 +48,10 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
     refresh of a snapshot still happens. Shares of the run stay. A frozen teacher that is not named
     gets drawn weights.
     """
+    students = {
+        name: _tiny_student(tiny(for_student(recipe, name)), number)
+        for number, name in enumerate(recipe.get("students", {}))
+    }
     data = {**recipe, "name": f"{recipe.get('name', 'recipe')}-tiny"}
     steps = data.get("training", {}).get("steps", STEPS)
     ratio = min(STEPS / steps, 1.0)
@@ -61,7 +67,7 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for teacher in data.get("teachers", {}).values():
         if teacher.get("weights") == "frozen":
             teacher.setdefault("checkpoint", DRAWN)
-    for term in data.get("terms", {}).values():
+    for term in (t for owner in (data, *data.get("students", {}).values()) for t in owner.get("terms", {}).values()):
         if isinstance(term.get("group"), int):
             term["group"] = min(term["group"], GROUP)
     data["training"] = {
@@ -77,9 +83,22 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
         data["model"]["text"] = dict(TEXT)
         data["model"]["joint"] = JOINT
         data["model"]["head"] = {**data["model"].get("head", {}), **HEAD}
+    if students:
+        # The rest of what a student changes is as short as the recipe: see `_shorter`.
+        data["students"] = {name: {**data["students"][name], **own} for name, own in students.items()}
     data["evaluation"] = {"every": STEPS, "at_most": 100}
     data["data"] = _data(data.get("data"), "shapes" if "captions" in data else "photos")
     return data
+
+
+def _tiny_student(small: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What the tiny form of a student has of its own: sizes, and one student is wider than the one before."""
+    model = dict(small["model"])
+    if "widths" in model:
+        model["widths"] = [*model["widths"][:-1], model["widths"][-1] + WIDER * number]
+    else:
+        model["embed_dim"] += WIDER * number
+    return {"model": model, "views": small["views"], "heads": small["heads"]}
 
 
 def _length(steps: int, ratio: float) -> int:
@@ -121,6 +140,8 @@ def _shrink_sizes(data: dict[str, Any]) -> None:
 
     for view in views.values():
         view["size"] = shrunk(view.get("size", DEFAULT_SIZE))
+        if view.get("teacher_size"):
+            view["teacher_size"] = view["size"] // smaller * PATCH
         if "count" in view and not isinstance(view.get("blur"), list):
             view["count"] = min(view["count"], 4)
     for one in sets:

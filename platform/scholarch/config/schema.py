@@ -292,6 +292,12 @@ class Recipe(Section):
     init_from: _Init | None = None
     teachers: dict[str, TeacherSection]
     terms: dict[str, Any] = Field(min_length=1)
+    students: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]] = Field(
+        {}, description="of `scholarch distill`: what each student changes in this recipe, by name"
+    )
+    groups: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="processes of each student, in this proportion; empty: planned"
+    )
     optimizer: OptimizerSection
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
@@ -305,6 +311,8 @@ class Recipe(Section):
             *_unknown_heads(self),
             *_without_captions(self),
         ]
+        if self.groups and set(self.groups) != set(self.students):
+            problems.append(f"groups: give one number for each student: {_one_of(self.students)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

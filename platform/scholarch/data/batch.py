@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class MicroBatch:
         upscaled: samples whose picture is smaller than the largest crop.
         places: by name of the mask [M] int64, its True places in flattened [V, b, N]: found here, since a
             device that looks for them makes the host wait.
+        bottlenecks: by teacher what its heads made of these samples before the prototypes, by output, where
+            the teacher ran elsewhere (scholarch.distillation.exchange).
     """
 
     views: dict[str, Tensor]
@@ -33,6 +36,7 @@ class MicroBatch:
     broken: list[str] = field(default_factory=list)
     upscaled: int = 0
     places: dict[str, Tensor] = field(default_factory=dict)
+    bottlenecks: dict[str, dict[Any, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -60,4 +64,5 @@ class MicroBatch:
             broken=self.broken,
             upscaled=self.upscaled,
             places={name: change(tensor) for name, tensor in self.places.items()},
+            bottlenecks=self.bottlenecks,
         )

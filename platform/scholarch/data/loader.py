@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -190,6 +190,7 @@ class StepLoader:
         micro_batches: parts of the global batch; they must divide it.
         rank, world: this process among those that share the global batch.
         whole: processes take micro-batches in turn; else each has a share of every one.
+        shares: positions of each micro-batch of this process, where they are not those of `rank_positions`.
         workers: processes that decode and crop; 0: this one does.
         ahead: micro-batches that each worker prepares in advance.
         pin_memory: copy into page-locked memory, for a GPU.
@@ -205,13 +206,15 @@ class StepLoader:
         rank: int = 0,
         world: int = 1,
         whole: bool = False,
+        shares: Sequence[np.ndarray] | None = None,
         workers: int = 0,
         ahead: int = 2,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
         self.steps = range(start_step, end_step)
-        self.shares = rank_positions(dataset.stream.global_batch, micro_batches, rank, world, whole=whole)
+        count = dataset.stream.global_batch
+        self.shares = list(shares or rank_positions(count, micro_batches, rank, world, whole=whole))
         self.workers, self.ahead, self.pin_memory = workers, ahead, pin_memory
 
     def __len__(self) -> int:

@@ -34,6 +34,7 @@ class ViewOptions:
             changed once, before it is cut, for all views that say so. Those must agree in `jitter`,
             `brightness`, `contrast`, `saturation`, `hue` and `grey`.
         teacher_distortions: `none`: teachers see the crops without `distortions`, the student with them.
+        teacher_size: teachers see the same crops cut at this size; null: at `size`.
         within: another view; these crops are then pieces of that view's crops at their own size, the
             first ones of its first crop and so on, the same number of each, at places on the grid of
             patches. Scale, ratio and mirroring are that view's, and distortions are this view's own,
@@ -62,6 +63,7 @@ class ViewOptions:
     distortions: Literal["all", "none"] = "all"
     colour: Literal["crop", "picture"] = "crop"
     teacher_distortions: Literal["all", "none"] = "all"
+    teacher_size: int | None = None
     within: str | None = None
     like: str | None = None
 
@@ -74,6 +76,8 @@ class ViewOptions:
             raise ValueError(
                 "teacher_distortions is for views with crops of their own, not like or within others"
             )
+        if self.teacher_size is not None:
+            self._check_teacher_size()
         if self.colour == "picture" and self.distortions == "none":
             raise ValueError("colour: picture is a distortion, and distortions are none")
         if self.like and self.within:
@@ -97,6 +101,18 @@ class ViewOptions:
             raise ValueError(
                 f"blur_kernel {self.blur_kernel} does not fit crops of {self.size}; make it smaller"
             )
+
+    def _check_teacher_size(self) -> None:
+        if self.teacher_size is None or self.teacher_size < 1:
+            raise ValueError(f"teacher_size must be positive, not {self.teacher_size}")
+        if self.like or self.within:
+            raise ValueError("teacher_size is for views with crops of their own, not like or within others")
+        if self.teacher_distortions == "none":
+            raise ValueError("give teacher_size or teacher_distortions, not both")
+
+    def as_teachers_see(self) -> ViewOptions:
+        """The view at the size of teachers."""
+        return self if self.teacher_size is None else replace(self, size=self.teacher_size, teacher_size=None)
 
     def _check_probability(self, name: str) -> None:
         value = getattr(self, name)
@@ -152,6 +168,7 @@ def resolve_views(views: Mapping[str, ViewOptions]) -> dict[str, ViewOptions]:
             distortions=options.distortions,
             colour="crop",  # which one it is follows from the original
             teacher_distortions="all",
+            teacher_size=None,
             like=options.like,
         )
     return resolved

@@ -66,6 +66,11 @@ TEACHER = "{}/teacher"
 AS_CUT: dict[str, Any] = {"distortions": "none", "teacher_distortions": "all", "colour": "crop"}
 
 
+def for_teachers(views: Mapping[str, ViewOptions]) -> dict[str, ViewOptions]:
+    """The views that teachers see at a size of their own, at that size."""
+    return {name: view.as_teachers_see() for name, view in views.items() if view.teacher_size is not None}
+
+
 class MultiCrop:
     """Cuts, distorts and normalises the crops of every view of a picture.
 
@@ -109,6 +114,9 @@ class MultiCrop:
             for root in self._families
         }
         self._shared = next((o for o in self.views.values() if o.colour == "picture"), None)
+        # By itself, so that these crops are those of a student whose own size that is.
+        resized = for_teachers(self.views)
+        self._resized = MultiCrop(resized, mean, std, patch) if resized else None
 
     @property
     def channels(self) -> int:
@@ -122,10 +130,13 @@ class MultiCrop:
 
     def empty(self, samples: int) -> dict[str, Tensor]:
         """Room for the crops of `samples` pictures, float32 [V, samples, C, size, size] by view."""
-        return {
+        room = {
             name: torch.empty(options.crops, samples, self.channels, options.size, options.size)
             for name, options in self._made.items()
         }
+        if self._resized is not None:
+            room |= {TEACHER.format(name): crops for name, crops in self._resized.empty(samples).items()}
+        return room
 
     def __call__(self, picture: Tensor, seed: int, step: int, position: int) -> dict[str, Tensor]:
         """Crops of the picture at a position of a step's global batch.
@@ -146,6 +157,9 @@ class MultiCrop:
         """The same, written to `batch[name][:, row]`; `batch` as from `empty`."""
         if picture.shape[0] != self.channels:
             raise ValueError(f"picture has {picture.shape[0]} channels, mean and std {self.channels}")
+        if self._resized is not None:
+            of_teachers = {name: batch[TEACHER.format(name)] for name in self._resized.views}
+            self._resized.fill(of_teachers, row, picture, seed, step, position)
         place = (seed, "step", step, position)
         recoloured = picture
         if self._shared is not None:

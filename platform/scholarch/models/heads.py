@@ -120,26 +120,25 @@ class ProjectionHead(nn.Module):
         self,
         x: Tensor,
         until: Literal["prototypes", "bottleneck"] = "prototypes",
-        start: Literal["input", "bottleneck"] = "input",
         patches: int = 0,
     ) -> Tensor:
-        """Runs the head or one half of it.
+        """Runs the head, or all of it but the prototypes.
 
         Args:
-            x: [..., D], or with start="bottleneck" [..., bottleneck], already normalised.
+            x: [..., D].
             patches: how many of x's last rows are of patches, for prototypes of their own.
             until: "bottleneck" stops after the L2 normalisation.
-            start: "bottleneck" runs the prototypes alone.
 
         Returns:
             [..., K] logits, or [..., bottleneck] of length 1.
         """
-        if start == "input":
-            # 1e-12 is below the smallest float16.
-            eps = 1e-6 if x.dtype == torch.float16 else 1e-12
-            x = F.normalize(self.mlp(x), dim=-1, eps=eps)
-        if until == "bottleneck":
-            return x
+        # 1e-12 is below the smallest float16.
+        eps = 1e-6 if x.dtype == torch.float16 else 1e-12
+        x = F.normalize(self.mlp(x), dim=-1, eps=eps)
+        return x if until == "bottleneck" else self.of_prototypes(x, patches)
+
+    def of_prototypes(self, x: Tensor, patches: int = 0) -> Tensor:
+        """The prototypes alone, [..., bottleneck] -> [..., K]: where they are sharded apart from the rest."""
         if self.last_layer2 is None:
             logits: Tensor = self.last_layer(x)
             return logits

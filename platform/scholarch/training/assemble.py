@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.batch import MicroBatch
@@ -17,6 +19,7 @@ from scholarch.data.mixture import stream_of
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
 from scholarch.data.tokenizer import Tokenizer
+from scholarch.data.stream import rank_positions
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
 from scholarch.errors import UserError
@@ -90,13 +93,32 @@ def execution(recipe: Recipe, world: World) -> Execution:
     )
 
 
-def build_learner(recipe: Recipe, how: Execution, group: ProcessGroup | None) -> Learner:
+@dataclass(frozen=True)
+class Everywhere:
+    """How frozen teachers are carried out that serve several students, on more processes than one student has.
+
+    Attributes:
+        mesh: over all those processes, which hold the teacher together.
+        prototypes: over the student's own, which hold the prototypes of its heads together.
+    """
+
+    mesh: DeviceMesh
+    prototypes: DeviceMesh
+
+
+def build_learner(
+    recipe: Recipe, how: Execution, group: ProcessGroup | None, everywhere: Everywhere | None = None
+) -> Learner:
     """Student, teachers (equal to the student at the start) and terms, with memory and shards."""
     terms = build_terms(recipe)
     student, teachers = build_networks(recipe, terms)
     materialise(student, how, recipe.seed, trained=True)
-    for teacher in teachers.values():
-        materialise(teacher, how, recipe.seed, trained=False)
+    for name, teacher in teachers.items():
+        if everywhere is None or recipe.teachers[name].weights != "frozen":
+            materialise(teacher, how, recipe.seed, trained=False)
+        else:
+            wide = replace(how, mesh=everywhere.mesh)
+            materialise(teacher, wide, recipe.seed, trained=False, prototypes=everywhere.prototypes)
     for term in terms.values():
         allocate_term(term, recipe, student, teachers, how)
     return Learner(
@@ -147,7 +169,7 @@ def build_dataset(recipe: Recipe, source: Source, tokenizer: Tokenizer | None = 
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
     patch = recipe.model.patch
     cuts = [
-        Cut(MultiCrop(views, mean, std, patch), _masks(recipe, views), ratio)
+        Cut(MultiCrop(views, mean, std, patch), build_masks(recipe, views), ratio)
         for ratio, views in view_sets(recipe)
     ]
     stream = stream_of(source, recipe.training.global_batch, recipe.seed)
@@ -174,7 +196,8 @@ def view_sets(recipe: Recipe) -> list[tuple[float, dict[str, ViewOptions]]]:
     ]
 
 
-def _masks(recipe: Recipe, views: Mapping[str, ViewOptions]) -> dict[str, ViewMask]:
+def build_masks(recipe: Recipe, views: Mapping[str, ViewOptions]) -> dict[str, ViewMask]:
+    """Samplers of the recipe's masks, by the name that a micro-batch gives them."""
     masks: dict[str, ViewMask] = {}
     for view, options in recipe.masks.items():
         # A key of its own for each view, so that two views are not masked alike.
@@ -188,20 +211,21 @@ def _masks(recipe: Recipe, views: Mapping[str, ViewOptions]) -> dict[str, ViewMa
 
 
 class Loading:
-    """Starts this rank's loader at any step."""
+    """Starts this rank's loader at any step.
 
-    def __init__(self, recipe: Recipe, dataset: StreamDataset, layout: Layout, world: World) -> None:
-        self.recipe, self.dataset, self.layout, self.world = recipe, dataset, layout, world
+    Args:
+        shares: positions of the global batch that this rank holds, an array for each micro-batch.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: StreamDataset, shares: Sequence[np.ndarray]) -> None:
+        self.recipe, self.dataset, self.shares = recipe, dataset, shares
 
     def __call__(self, start: int) -> Generator[Sequence[MicroBatch], None, None]:
         yield from StepLoader(
             self.dataset,
             start_step=start,
             end_step=self.recipe.training.steps,
-            micro_batches=self.layout.micro_batches,
-            rank=self.world.rank,
-            world=self.world.size,
-            whole=self.layout.whole,
+            shares=self.shares,
             workers=settled(self.recipe.training.workers),
             pin_memory=torch.cuda.is_available(),
         )
@@ -215,6 +239,7 @@ def build_trainer(
     checkpoints: str | Path,
     observers: Sequence[Observer] = (),
     tokenizer: Tokenizer | None = None,
+    everywhere: Everywhere | None = None,
 ) -> Trainer:
     """A trainer at the start of its run, with everything it needs; all ranks take part.
 
@@ -225,8 +250,10 @@ def build_trainer(
         checkpoints: address for them.
         observers: told on rank 0.
         tokenizer: of captions; None: the recipe reads none.
+        everywhere: how frozen teachers are carried out; None: on the processes of `world`, as all else. Where
+            it is given, all processes of its mesh call this at the same time.
     """
-    learner = build_learner(recipe, execution(recipe, world), world.group)
+    learner = build_learner(recipe, execution(recipe, world), world.group, everywhere)
     training = recipe.training
     optimizer = Optimizer(
         learner.student,
@@ -237,12 +264,15 @@ def build_trainer(
         head_warmup=recipe.init_from.head_warmup if recipe.init_from else 0,
     )
     load_frozen(recipe, learner)
+    shares = rank_positions(
+        layout.global_batch, layout.micro_batches, world.rank, world.size, whole=layout.whole
+    )
     return Trainer(
         recipe,
         learner,
         optimizer,
         Teachers(learner, recipe.teachers),
-        Loading(recipe, build_dataset(recipe, source, tokenizer), layout, world),
+        Loading(recipe, build_dataset(recipe, source, tokenizer), shares),
         layout,
         Checkpoints(checkpoints, training.keep_checkpoints, world),
         world,

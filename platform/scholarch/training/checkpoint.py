@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -147,23 +148,27 @@ def optimizer_state(learner: Learner, optimizer: Optimizer) -> dict[str, Any]:
     return state
 
 
-def load_state(checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer) -> None:
-    """Fills learner and optimizer, whatever the world size was when it was saved; all ranks take part.
+def load_state(
+    checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer, members: ProcessGroup | None = None
+) -> None:
+    """Fills learner and optimizer, whatever the world size was when it was saved; all `members` take part.
 
     Raises:
         UserError: listing the keys that are missing, extra or of another shape.
     """
     state = {"learner": learner_state(learner)}
     check_same_architecture(checkpoint, state)
-    load(state, storage_reader=reader(checkpoint.data()))
+    load(state, storage_reader=reader(checkpoint.data()), process_group=members)
     learner.load_state_dict(state["learner"], strict=False)  # frozen teachers are not in it
-    load_optimizer(checkpoint, learner, optimizer)
+    load_optimizer(checkpoint, learner, optimizer, members)
 
 
-def load_optimizer(checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer) -> None:
-    """Fills the optimizer alone; all ranks take part."""
+def load_optimizer(
+    checkpoint: Checkpoint, learner: Learner, optimizer: Optimizer, members: ProcessGroup | None = None
+) -> None:
+    """Fills the optimizer alone; all `members` take part."""
     state = optimizer_state(learner, optimizer)
-    load(state, storage_reader=reader(checkpoint.data()))
+    load(state, storage_reader=reader(checkpoint.data()), process_group=members)
     set_optimizer_state_dict(learner.student, optimizer.adamw, state["optimizer"], options=_FLAT)
     if optimizer.terms:
         set_optimizer_state_dict(learner.terms, optimizer.terms.adamw, state["term_optimizer"], options=_FLAT)

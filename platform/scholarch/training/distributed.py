@@ -33,6 +33,7 @@ class World:
         device: where this process computes.
         mesh: one dimension over all processes, for FSDP2.
         group: the group that terms reduce over; None for one process.
+        members: the same for torch's own functions, which want a group of one process too; None: all processes.
         heartbeat: by which the agent sees that this process goes on.
     """
 
@@ -43,6 +44,7 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     group: ProcessGroup | None
+    members: ProcessGroup | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat, repr=False, compare=False)
 
     @property
@@ -55,7 +57,7 @@ class World:
         if self.group is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -87,6 +89,14 @@ class World:
                 what, where, fix = found
                 raise UserError(what, where=where if rank == 0 else f"rank {rank}: {where}", fix=fix)
         return cast(T, result)
+
+    def new_group(self, timeout: timedelta) -> ProcessGroup:
+        """Another gloo group of the same processes, whose messages do not mix with training's."""
+        ranks = None if self.members is None else dist.get_process_group_ranks(self.members)
+        group = dist.new_group(
+            ranks, backend="gloo", timeout=timeout, use_local_synchronization=ranks is not None
+        )
+        return cast(ProcessGroup, group)
 
     def barrier(self) -> None:
         """Waits for every rank."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -274,8 +275,10 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer) -> int:
-    """Fills a new run's networks as `init_from` says; all ranks take part.
+def begin(
+    recipe: Recipe, learner: Learner, optimizer: Optimizer, members: ProcessGroup | None = None
+) -> int:
+    """Fills a new run's networks as `init_from` says; all `members` take part.
 
     Returns:
         the finished steps: 0, or those of the checkpoint where `continue` is set.
@@ -294,10 +297,10 @@ def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer) -> int:
     found = transfers(recipe, learner.student, moving, dict(learner.terms.items()), source)
     check_transfers(found, source, "init_from.checkpoint", init.resize_positions)
     for transfer in found:
-        _carry_out(transfer, source)
+        _carry_out(transfer, source, members)
     if not init.goes_on:
         return 0
-    load_optimizer(source, learner, optimizer)
+    load_optimizer(source, learner, optimizer, members)
     return source.step
 
 
@@ -358,7 +361,7 @@ def _fill_heads(network: nn.Module, path: Path) -> None:
         set_model_state_dict(head, whole.state_dict(), options=_WHOLE)
 
 
-def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
+def _carry_out(transfer: Transfer, source: Checkpoint, members: ProcessGroup | None = None) -> None:
     """Loads one module's tensors, in shards where it is sharded."""
     saved = saved_shapes(source)
     state = transfer.module.state_dict()
@@ -371,7 +374,12 @@ def _carry_out(transfer: Transfer, source: Checkpoint) -> None:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load({"learner": tensors}, storage_reader=reader(source.data()), no_dist=not dist.is_initialized())
+        load(
+            {"learner": tensors},
+            storage_reader=reader(source.data()),
+            process_group=members,
+            no_dist=not dist.is_initialized(),
+        )
     state |= {name: tensors[key.removeprefix("learner.")] for name, key in transfer.keys.items()}
     resized: dict[str, Any] = {}
     for name in other_grid:

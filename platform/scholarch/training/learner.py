@@ -5,9 +5,10 @@ Needs torch and NumPy alone. The optimizer, data loading, checkpoints and loggin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.distributed import ProcessGroup
 
 from scholarch.draws import Draws
 from scholarch.models.features import Features, Views
+from scholarch.models.heads import ProjectionHead
 from scholarch.objectives.term import Output, Share, Term, Trained, pieces
 from scholarch.training.grains import OrderedGradients
 from scholarch.training.networks import Network
@@ -28,6 +30,7 @@ class Pictures(Protocol):
     masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
     positions: Tensor  # [b], on the host
     places: dict[str, Tensor]  # by mask [M]: its True places in flattened [V, b, N]; may be empty
+    bottlenecks: dict[str, dict[Output, Tensor]]  # by teacher, where it ran elsewhere; may be empty
 
 
 @dataclass
@@ -181,7 +184,9 @@ class Learner(nn.Module):
             },
             teacher_grids={
                 name: {
-                    view: _grid(teacher, batch.views[view]) for view in self.sees[name] if view in batch.views
+                    view: _grid(teacher, batch.views.get(f"{view}/teacher", batch.views[view]))
+                    for view in self.sees[name]
+                    if view in batch.views
                 }
                 for name, teacher in self.teachers.items()
                 if isinstance(teacher, Network)
@@ -210,9 +215,11 @@ class Learner(nn.Module):
             assert isinstance(teacher, Network)
             outputs[name] = []
             for batch, share in zip(batches, shares, strict=True):
-                seen = sorted({output.view for output in wanted})
-                features = self._features(teacher, batch, share, seen, masked=False, draws=None)
-                outputs[name].append(_project(teacher, features, wanted, share))
+                if name in batch.bottlenecks:
+                    outputs[name].append(_finished(teacher, batch.bottlenecks[name]))
+                    continue
+                features = teacher_features(teacher, batch, share, wanted)
+                outputs[name].append(project(teacher, features, wanted, share))
                 if name == watched:
                     values.observed = {f"{name}/{view}": f for view, f in features.items()}
         return {
@@ -225,43 +232,46 @@ class Learner(nn.Module):
     ) -> dict[Output, Tensor]:
         seen = sorted({output.view for output in wanted})
         draws = Draws(self.seed, share.step)
-        features = self._features(self.student, batch, share, seen, masked=True, draws=draws)
+        views = [self._view(batch, share, name) for name in seen]
+        features = dict(zip(seen, self.student.backbone(views, draws), strict=True))
         if not any(name.partition("/")[0] in self.teachers for name in values.observed):
             pictures = {view: f for view, f in features.items() if view in share.grids}
             values.observed = {f"student/{view}": f.detached() for view, f in pictures.items()}
-        return _project(self.student, features, wanted, share)
+        return project(self.student, features, wanted, share)
 
-    def _features(
-        self,
-        network: Network,
-        batch: Pictures,
-        share: Share,
-        names: Sequence[str],
-        *,
-        masked: bool,
-        draws: Draws | None,
-    ) -> dict[str, Features]:
-        views = []
-        for name in names:
-            images = batch.views[name]  # [V, b, C, H, W]
-            if network is not self.student:
-                images = batch.views.get(f"{name}/teacher", images)
-            count = images.shape[0]
-            masks = batch.masks.get(name) if masked and name not in self.shown else None
-            predict = share.predicted.get(name) if masks is not None else None
-            offsets = torch.arange(count)[:, None] * share.global_batch
-            views.append(
-                Views(
-                    images=images.flatten(0, 1),
-                    masks=None if masks is None else masks.flatten(0, 1),
-                    rows=(offsets + share.positions).flatten(),
-                    total=count * share.global_batch,
-                    name=name,
-                    local=name == "local",
-                    predict=None if predict is None else predict.flatten(0, 1),
-                )
-            )
-        return dict(zip(names, network.backbone(views, draws), strict=True))
+    def _view(self, batch: Pictures, share: Share, name: str) -> Views:
+        """A view as the student is shown it."""
+        masks = batch.masks.get(name) if name not in self.shown else None
+        predict = share.predicted.get(name) if masks is not None else None
+        return _whole_view(batch.views[name], share, name)._replace(
+            masks=None if masks is None else masks.flatten(0, 1),
+            predict=None if predict is None else predict.flatten(0, 1),
+        )
+
+
+def _whole_view(images: Tensor, share: Share, name: str) -> Views:
+    """A view, [V, b, C, H, W], with nothing hidden."""
+    count = images.shape[0]
+    offsets = torch.arange(count)[:, None] * share.global_batch
+    return Views(
+        images=images.flatten(0, 1),
+        rows=(offsets + share.positions).flatten(),
+        total=count * share.global_batch,
+        name=name,
+        local=name == "local",
+    )
+
+
+def teacher_features(
+    teacher: Network, batch: Pictures, share: Share, wanted: Collection[Output]
+) -> dict[str, Features]:
+    """What a teacher's backbone makes of the views that the outputs are of, by view."""
+    names = sorted({output.view for output in wanted})
+    images = [batch.views.get(f"{name}/teacher", batch.views.get(name)) for name in names]
+    views = [
+        _whole_view(each, share, name) for name, each in zip(names, images, strict=True) if each is not None
+    ]
+    return dict(zip(names, teacher.backbone(views, None), strict=True))
 
 
 def _grid(network: Network, images: Tensor) -> tuple[int, int]:
@@ -288,10 +298,14 @@ def _tokens(features: Features, output: Output, share: Share) -> tuple[Tensor, t
     return rows, (rows.shape[0],)
 
 
-def _project(
-    network: Network, features: Mapping[str, Features], wanted: set[Output], share: Share
+def project(
+    network: Network,
+    features: Mapping[str, Features],
+    wanted: Collection[Output],
+    share: Share,
+    until: Literal["prototypes", "bottleneck"] = "prototypes",
 ) -> dict[Output, Tensor]:
-    """The wanted outputs; each head runs once, on all its rows together."""
+    """The wanted outputs; each head runs once, on all its rows together, whole or up to its bottleneck."""
     results: dict[Output, Tensor] = {}
     by_head: dict[str, list[tuple[Output, Tensor, tuple[int, ...]]]] = {}
     for output in sorted(wanted, key=str):
@@ -306,13 +320,39 @@ def _project(
         else:
             by_head.setdefault(output.head, []).append((output, rows, shape))
     for name, entries in by_head.items():
-        entries.sort(key=lambda entry: entry[0].tokens != "cls")
-        patches = sum(rows.shape[0] for output, rows, _ in entries if output.tokens != "cls")
-        projected = network.heads[name](torch.cat([rows for _, rows, _ in entries]), patches=patches)
-        pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
-        for (output, _, shape), piece in zip(entries, pieces, strict=True):
-            results[output] = piece.reshape(*shape, piece.shape[-1])
+        results |= _together(partial(network.heads[name], until=until), entries)
     return results
+
+
+def _finished(teacher: Network, bottlenecks: Mapping[Output, Tensor]) -> dict[Output, Tensor]:
+    """The outputs of a teacher from what its heads gave before the prototypes."""
+    results: dict[Output, Tensor] = {}
+    by_head: dict[str, list[tuple[Output, Tensor, tuple[int, ...]]]] = {}
+    for output, rows in bottlenecks.items():
+        if output.head is None:
+            results[output] = rows
+        else:
+            entry = output, rows.flatten(0, -2), tuple(rows.shape[:-1])
+            by_head.setdefault(output.head, []).append(entry)
+    for name, entries in by_head.items():
+        head = teacher.heads[name]
+        assert isinstance(head, ProjectionHead)
+        results |= _together(head.of_prototypes, entries)
+    return results
+
+
+def _together(
+    head: Callable[..., Tensor], entries: list[tuple[Output, Tensor, tuple[int, ...]]]
+) -> dict[Output, Tensor]:
+    """Runs a head once on the rows of all outputs, which then go back to their shapes."""
+    entries.sort(key=lambda entry: entry[0].tokens != "cls")
+    patches = sum(rows.shape[0] for output, rows, _ in entries if output.tokens != "cls")
+    projected = head(torch.cat([rows for _, rows, _ in entries]), patches=patches)
+    pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
+    return {
+        output: piece.reshape(*shape, piece.shape[-1])
+        for (output, _, shape), piece in zip(entries, pieces, strict=True)
+    }
 
 
 def _add_up(total: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,13 +73,21 @@ class Execution:
     activation_checkpointing: ActivationCheckpointing = "none"
 
 
-def materialise(network: Network, execution: Execution, seed: int, *, trained: bool) -> Network:
+def materialise(
+    network: Network,
+    execution: Execution,
+    seed: int,
+    *,
+    trained: bool,
+    prototypes: DeviceMesh | None = None,
+) -> Network:
     """Gives a meta network memory, initial weights and shards, part by part.
 
     Args:
         network: as `build_network` gives it.
         seed: the run's seed.
         trained: False for a teacher: no gradients, always in eval mode.
+        prototypes: what the heads' prototypes are sharded over; None: the same as the rest.
     """
     done: set[nn.Module] = set()
     locked = tuple(f"backbone.{name}" for name in network.backbone.locked)
@@ -99,6 +107,9 @@ def materialise(network: Network, execution: Execution, seed: int, *, trained: b
             unit.to(execution.device)
         if execution.compile and unit not in towers:
             unit.compile()
+        if isinstance(unit, ProjectionHead) and prototypes is not None:
+            for layer in filter(None, (unit.last_layer, unit.last_layer2)):
+                _shard(layer, replace(execution, mesh=prototypes))
         if execution.mesh is not None:
             _shard(unit, execution)
     if execution.compile:

@@ -200,22 +200,25 @@ def check_patches(recipe: Recipe, terms: Mapping[str, Term], teachers: Mapping[s
     """
     for name, teacher in teachers.items():
         patch, ours = teacher.backbone.patch, recipe.model.patch
-        for view in recipe.teachers[name].sees:
-            for size in (sizes[view].size for _, sizes in view_sets(recipe)):
-                if size % patch:
-                    raise UserError(
-                        f"crops {view!r} of {size} pixels do not divide into patches of {patch}, which the "
-                        f"teacher {name} has",
-                        where=f"views.{view}.size",
-                        fix=f"use a multiple of {math.lcm(patch, ours)}",
-                    )
-        for term in terms.values():
-            if term.options.teacher == name and term.same_patches() and patch != ours:
+        for view, options in ((v, sizes[v]) for v in recipe.teachers[name].sees for _, sizes in view_sets(recipe)):
+            size = options.as_teachers_see().size
+            if size % patch:
                 raise UserError(
-                    f"the term compares patches with those of the teacher {name}, which are of {patch} pixels "
-                    f"and the student's of {ours}",
+                    f"crops {view!r} of {size} pixels do not divide into patches of {patch}, which the "
+                    f"teacher {name} has",
+                    where=f"views.{view}.{'size' if options.teacher_size is None else 'teacher_size'}",
+                    fix=f"use a multiple of {math.lcm(patch, ours)}",
+                )
+            grids = options.size // ours, size // patch
+            for term in terms.values():
+                if term.options.teacher != name or not term.same_patches() or grids[0] == grids[1]:
+                    continue
+                raise UserError(
+                    f"the term compares patches with those of the teacher {name}, which has {grids[1]} x {grids[1]} "
+                    f"on the crops {view!r}, and the student {grids[0]} x {grids[0]}",
                     where=f"terms.{term.name}.teacher",
-                    fix="choose a teacher with the same patch, or a term that resizes (gram)",
+                    fix=f"set views.{view}.teacher_size={grids[0] * patch}, choose another teacher, or a term that "
+                    "resizes (gram)",
                 )
 
 

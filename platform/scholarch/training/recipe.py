@@ -9,6 +9,7 @@ from typing import Any
 from scholarch.config import load
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Kinds, Recipe
+from scholarch.config.students import for_student
 from scholarch.data.options import ViewOptions
 from scholarch.models import BACKBONES
 from scholarch.models.heads import HeadOptions
@@ -43,3 +44,8 @@ def recipe_from(data: Mapping[str, Any], where: str) -> Recipe:
         UserError: with every mistake at once.
     """
     return load.validate(data, kinds(), where)
+
+
+def student_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The whole recipe of one of a recipe's students."""
+    return recipe_from(for_student(load.plain(recipe), name), where=f"students.{name}")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -105,8 +105,7 @@ class Checkpoints:
         self.committed: int | None = None
         self.metrics: dict[str, float] = {}
         # Its own group: what the thread says to other ranks must not mix with what training says.
-        group = dist.new_group(backend="gloo", timeout=SLOWEST_RANK)
-        self._group = cast(dist.ProcessGroup, group)
+        self._group = world.new_group(SLOWEST_RANK)
         cuda = world.device.type == "cuda"
         self._stager = DefaultStager(
             StagingOptions(

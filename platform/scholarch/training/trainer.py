@@ -97,6 +97,7 @@ class Trainer:
 
     Attributes:
         probes: measured before the first step, every `evaluation.every` steps and at the end.
+        busy: seconds that the loader worked while it was last asked for a batch, in place of waiting for data.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Trainer:
         self.loader, self.layout, self.checkpoints, self.world = loader, layout, checkpoints, world
         self.observers = observers if world.first else ()
         self.probes: list[Probe] = []
+        self.busy: Callable[[], float] = lambda: 0.0
         self.speed = Speed(recipe.training.global_batch)
         self.stop = Stop()
         self.named: set[str] = set()
@@ -122,12 +124,12 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> int:
         """Loads a checkpoint of this run; gives its finished steps."""
-        load_state(checkpoint, self.learner, self.optimizer)
+        load_state(checkpoint, self.learner, self.optimizer, self.world.members)
         return checkpoint.step
 
     def begin(self) -> int:
         """Fills the networks of a new run as the recipe's `init_from` says; gives its finished steps."""
-        return begin(self.recipe, self.learner, self.optimizer)
+        return begin(self.recipe, self.learner, self.optimizer, self.world.members)
 
     def run(self, start: int = 0) -> tuple[Outcome, int]:
         """Trains from `start` finished steps to the end, or to where it was asked to stop.
@@ -156,7 +158,7 @@ class Trainer:
             while finished < steps:
                 began = time.perf_counter()
                 batch = next(batches)
-                waited = time.perf_counter() - began
+                waited = max(time.perf_counter() - began - self.busy(), 0.0)
                 stopping = self._step(finished, batch, began, waited)
                 finished += 1
                 heartbeat.beat(finished, checkpoints.committed or start or -1)

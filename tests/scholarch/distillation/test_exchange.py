@@ -1,0 +1,59 @@
+"""One job of three students is three runs of one student on the same stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distilling import curve, distance, job_data, job_recipe, resolved, student_state, trainer_of
+from gloo import run_ranks
+from scholarch.data.catalog import open_source
+from scholarch.training.assemble import build_trainer
+from scholarch.training.preflight import check_batch
+from tiny_training import Kept, gloo_world
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+Result = tuple[str, list[float], dict[str, Tensor]]
+
+
+def together(
+    group: ProcessGroup, data: Mapping[str, Any], sizes: Mapping[str, int], teacher: Sequence[int], folder: Path
+) -> Result:
+    trainer, exchange, kept, name = trainer_of(group, data, sizes, teacher, folder)
+    trainer.run(trainer.begin())
+    exchange.close()
+    return name, curve(kept.records), student_state(trainer)
+
+
+def alone(group: ProcessGroup, data: Mapping[str, Any], name: str, folder: Path) -> Result:
+    world, kept = gloo_world(group), Kept()
+    own = resolved(job_recipe(data), name, world.size)
+    trainer = build_trainer(own, open_source("digits"), check_batch(own, world.size), world, folder, [kept])
+    trainer.run(trainer.begin())
+    return name, curve(kept.records), student_state(trainer)
+
+
+def compare(
+    data: Mapping[str, Any], sizes: Mapping[str, int], teacher: Sequence[int], folder: Path, tolerance: float
+) -> None:
+    results = run_ranks(sum(sizes.values()), together, data, sizes, teacher, folder)
+    first: dict[str, Any] = {}
+    for result in results:
+        first.setdefault(result[0], result)
+    assert set(first) == set(sizes)
+    for name in sizes:
+        _, losses, state = run_ranks(1, alone, data, name, folder / f"alone-{name}")[0]
+        assert len(losses) == job_recipe(data).training.steps
+        assert first[name][1] == pytest.approx(losses, rel=tolerance)
+        assert distance(first[name][2], state) < tolerance
+
+
+@pytest.mark.gloo
+def test_three_students_are_three_runs(tmp_path: Path) -> None:
+    """4 ranks, a batch of 10, parts of the teacher of 1, 5, 0 and 4, and one student in two micro-batches."""
+    sizes = {"small": 1, "middle": 2, "large": 1}
+    compare(job_data("training.steps=50"), sizes, [0, 1, 6, 6, 10], tmp_path, 1e-5)

@@ -28,7 +28,7 @@ TEACHER = (
     "masks.global.hide=false",
     "teachers.teacher.weights=frozen",
     "teachers.teacher.checkpoint=drawn",
-    "teachers.teacher.model={size: null, embed_dim: 32, depth: 2, heads: 2, ffn: mlp, ffn_ratio: 2, patch: 4, channels: 1}",
+    "teachers.teacher.model={size: null, embed_dim: 32, depth: 2, heads: 2, ffn: mlp, ffn_ratio: 2, patch: 4}",
     "terms.dino.teacher=teacher",
     "terms.ibot.teacher=teacher",
     "terms.koleo.group=5",
@@ -63,7 +63,11 @@ def resolved(recipe: Recipe, name: str, size: int) -> Recipe:
 
 
 def trainer_of(
-    group: ProcessGroup, data: Mapping[str, Any], sizes: Mapping[str, int], teacher: Sequence[int], folder: Path
+    group: ProcessGroup,
+    data: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    teacher: Sequence[int],
+    folder: Path,
 ) -> tuple[Trainer, Exchange, Kept, str]:
     """This rank's trainer in the job."""
     world, recipe = gloo_world(group), job_recipe(data)
@@ -95,8 +99,9 @@ def curve(records: Sequence[Mapping[str, float]]) -> list[float]:
 
 def distance(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """The largest difference of a tensor, relative to its own norm."""
+    norm = torch.linalg.vector_norm
     return max(
-        float(torch.linalg.vector_norm((state[n] - other[n]).double()) / (torch.linalg.vector_norm(other[n].double()) + 1e-12))
-        for n in other
-        if other[n].is_floating_point()
+        float(norm((state[name] - whole).double()) / (norm(whole.double()) + 1e-12))
+        for name, whole in other.items()
+        if whole.is_floating_point()
     )

@@ -24,6 +24,7 @@ class Verb:
 
 VERBS = (
     Verb("pretrain", "train a backbone by a recipe, on a folder of pictures or a built-in set"),
+    Verb("distill", "train several students side by side from one frozen teacher"),
     Verb("align", "train a text tower on a locked backbone, on pictures with captions"),
     Verb("plan", "say what a recipe takes on a cluster: parameters, memory, traffic", module="planning"),
     Verb("evaluate", "measure a trained backbone on labelled pictures"),

@@ -18,11 +18,13 @@ class Console:
     Args:
         steps: length of the run.
         stream: None: standard error.
+        name: of one run among several at the same time, before each line.
     """
 
-    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
+    def __init__(self, steps: int, stream: TextIO | None = None, name: str = "") -> None:
         self.steps, self.stream = steps, stream or sys.stderr
-        self.refreshing = self.stream.isatty()
+        self.named = f"{name}: " if name else ""
+        self.refreshing = self.stream.isatty() and not name
         self.last = 0.0
         self.width = 0
         self.said: set[str] = set()
@@ -68,7 +70,7 @@ class Console:
             self.stream.write("\r" + " " * self.width + "\r")
             self.width = 0
         if text:
-            self.stream.write(text + "\n")
+            self.stream.write(f"{self.named}{text}\n")
         self.stream.flush()
 
 

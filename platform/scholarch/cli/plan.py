@@ -30,12 +30,14 @@ from scholarch.training import autos
 from scholarch.training.checkpoint import Checkpoint, committed, newest_whole
 from scholarch.training.distributed import World
 from scholarch.training.preflight import Preflight, check, check_beginning
-from scholarch.training.recipe import load_recipe, recipe_from
+from scholarch.training.recipe import load_recipe, recipe_from, student_recipe
 
 STATE = "run.json"
 LEARNED_FROM = 200_000
 """Captions that merges are learned from, at most."""
 CHAIN = "stages.json"
+STUDENTS = "students"
+"""Folder of a run of several students; each in it is a run of its own."""
 LOCK_SECONDS = 60.0
 """For which a restarted process waits for the one before it to let go of the run."""
 
@@ -69,6 +71,7 @@ class Request:
         scale: `tiny` shrinks the recipe (scholarch.config.scale).
         chain: the stages that this one belongs to.
         parent: folder of the first stage, whose MLflow run this one is nested in.
+        student: the one of the recipe's students that this is about; "": it has none.
         before_commit: called on rank 0 before a checkpoint exists.
     """
 
@@ -81,6 +84,7 @@ class Request:
     scale: Scale = "full"
     chain: Chain | None = None
     parent: Path | None = None
+    student: str = ""
     before_commit: Callable[[], object] = lambda: None
 
 
@@ -268,6 +272,14 @@ def _asked_recipe(request: Request) -> Recipe:
             data = overridden(parse_yaml(saved.read_text()), request.overrides)
             return recipe_from(data, where=str(saved))
     recipe = load_recipe(request.recipe or DEFAULT_RECIPE, request.overrides, request.scale)
+    if request.student:
+        recipe = student_recipe(recipe, request.student)
+    elif recipe.students:
+        raise UserError(
+            f"the recipe has the students {', '.join(recipe.students)}",
+            where=recipe.name,
+            fix="train them with scholarch distill; or take one recipe for one model",
+        )
     if request.scale == "tiny" and recipe.init_from is not None and recipe.init_from.checkpoint is None:
         # A later stage that is tried out by itself: there is no tiny run of the stage before it.
         return recipe.model_copy(update={"init_from": None})

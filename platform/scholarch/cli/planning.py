@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,13 +18,16 @@ GIB = 2**30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("what", choices=("pretrain",), help="the verb that is planned")
+    parser.add_argument("what", choices=("pretrain", "distill"), help="the verb that is planned")
     parser.add_argument("--recipe", required=True, metavar="NAME", help="a recipe's name or a YAML file")
     parser.add_argument(
         "--gpus", required=True, type=int, metavar="COUNT", help="processes, one for each GPU"
     )
     parser.add_argument(
-        "--gpu-memory", required=True, type=float, metavar="GIB", help="memory of one GPU in GiB, such as 80"
+        "--gpu-memory", type=float, metavar="GIB", help="of pretrain: memory of one GPU in GiB, such as 80"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="of distill: draw each group's step into a PNG file"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="as of pretrain")
 
@@ -38,7 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     from scholarch.errors import EXIT_DONE, UserError
     from scholarch.training.recipe import load_recipe
 
-    if arguments.gpus < 1 or arguments.gpu_memory <= 0:
+    if arguments.what == "distill" and arguments.gpus > 0:
+        from scholarch.cli.planning_students import plan_students
+
+        recipe, missing = of_teachers(load_recipe(arguments.recipe, arguments.overrides))
+        print("\n".join(plan_students(recipe, arguments.gpus, arguments.picture)))
+        return EXIT_DONE
+    if arguments.gpus < 1 or not arguments.gpu_memory or arguments.gpu_memory <= 0:
         raise UserError(
             "must be above 0", where="--gpus, --gpu-memory", fix="such as --gpus 8 --gpu-memory 80"
         )

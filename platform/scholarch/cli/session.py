@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from scholarch import __version__
 from scholarch.cli.console import Console
 from scholarch.cli.handover import register, trained_model, write_export
-from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, Plan, Request, make_plan
+from scholarch.cli.plan import CHAIN, LOCK_SECONDS, STATE, STUDENTS, Plan, Request, make_plan
 from scholarch.cli.probes import KnnProbe
 from scholarch.cli.progress import Progress
 from scholarch.cli.reporting import report
@@ -30,9 +30,10 @@ from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import World
 from scholarch.training.health import Health
 from scholarch.training.initial import STAGES
+from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
 from scholarch.training.observe import Observer, Outcome
-from scholarch.training.trainer import Probe
+from scholarch.training.trainer import Probe, Trainer
 
 TRACKING_SECONDS = 60.0
 
@@ -64,7 +65,7 @@ class Session:
             UserError: before anything is written.
             RunFailed: when training cannot go on.
         """
-        plan = make_plan(self.request, self.world)
+        plan = self._plan()
         self._say(f"scholarch {__version__}  {plan.recipe.name}\n{plan.preflight.table()}")
         with ExitStack() as held:
             self.world.agree(lambda: self._open(plan, held) if self.world.first else None)
@@ -76,6 +77,10 @@ class Session:
                 raise
             self._finish_tracking("KILLED" if code == EXIT_INTERRUPTED else "FINISHED")
         return code
+
+    def _plan(self) -> Plan:
+        """What will be done; nothing is written."""
+        return make_plan(self.request, self.world)
 
     def _open(self, plan: Plan, held: ExitStack) -> None:
         plan.run.mkdir(parents=True, exist_ok=True)
@@ -92,8 +97,7 @@ class Session:
 
     def _track(self, plan: Plan) -> Tracker:
         parent = self.request.parent
-        recipe = parse_yaml((parent / RECIPE).read_text())["name"] if parent else plan.recipe.name
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._experiment(plan)
         tracker = Tracker.start(plan.run, experiment, plan.run.name, known_run(plan.run))
         if parent and (nested_in := known_run(parent)):
             tracker.tags({"mlflow.parentRunId": nested_in})
@@ -102,6 +106,11 @@ class Session:
         for data in plan.data:
             tracker.data(data)
         return tracker
+
+    def _experiment(self, plan: Plan) -> str:
+        parent = self.request.parent
+        name: str = parse_yaml((parent / RECIPE).read_text())["name"] if parent else plan.recipe.name
+        return name
 
     def _finish_tracking(self, status: Status) -> None:
         if self.tracker is not None:
@@ -113,10 +122,8 @@ class Session:
             prepare_workers()
         layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
         progress = Progress(plan.run, recipe.training.steps, world.size)
-        observers: list[Observer] = [Records(plan), Console(recipe.training.steps), progress]
-        trainer = build_trainer(
-            plan.local, plan.split.train, layout, world, plan.checkpoints, observers, plan.tokenizer
-        )
+        console = Console(recipe.training.steps, name=self.request.student)
+        trainer = self._trainer(plan, layout, [Records(plan), console, progress])
         trainer.checkpoints.before_commit = self.request.before_commit
         progress.committed = lambda: trainer.checkpoints.committed or start or None
         progress.page = lambda: self.tracker.page if self.tracker else ""
@@ -126,7 +133,7 @@ class Session:
             self._say(f"resumed from step {start} of {plan.address}")
         else:
             start = trainer.begin()
-        outcome, finished = trainer.run(start)
+        outcome, finished = self._train(trainer, start)
         merges = plan.tokenizer.text() if plan.tokenizer else ""
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}", merges)
         if world.first:
@@ -134,6 +141,14 @@ class Session:
             self._hand_over(plan, model, outcome, finished)
         world.barrier()
         return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_DONE
+
+    def _trainer(self, plan: Plan, layout: Layout, observers: Sequence[Observer]) -> Trainer:
+        return build_trainer(
+            plan.local, plan.split.train, layout, self.world, plan.checkpoints, observers, plan.tokenizer
+        )
+
+    def _train(self, trainer: Trainer, start: int) -> tuple[Outcome, int]:
+        return trainer.run(start)
 
     def _probes(self, plan: Plan, learner: Learner) -> list[Probe]:
         probes: list[Probe] = [Health(self.world)]
@@ -170,7 +185,8 @@ class Session:
 
     def _say(self, text: str) -> None:
         if self.world.first:
-            print(text, file=sys.stderr, flush=True)
+            named = f"{self.request.student}: " if self.request.student else ""
+            print("\n".join(f"{named}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
 def accuracy(plan: Plan, records: list[Record]) -> str:
@@ -189,8 +205,9 @@ def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     run = plan.address
     commands = {"see the report": f"open {plan.run}/report/index.html"}
     if outcome == "interrupted":
-        whole = run.partition(f"/{STAGES}/")[0]
-        commands["go on"] = f"scholarch pretrain --run {whole} --resume"
+        verb = "distill" if f"/{STUDENTS}/" in run else "pretrain"
+        whole = run.partition(f"/{STUDENTS if verb == 'distill' else STAGES}/")[0]
+        commands["go on"] = f"scholarch {verb} --run {whole} --resume"
     else:
         commands["evaluate"] = f"scholarch evaluate {run}"
         commands["use elsewhere"] = f"scholarch export {run} --to FOLDER"

@@ -67,7 +67,9 @@ def tiny(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for teacher in data.get("teachers", {}).values():
         if teacher.get("weights") == "frozen":
             teacher.setdefault("checkpoint", DRAWN)
-    for term in (t for owner in (data, *data.get("students", {}).values()) for t in owner.get("terms", {}).values()):
+    for term in (
+        t for owner in (data, *data.get("students", {}).values()) for t in owner.get("terms", {}).values()
+    ):
         if isinstance(term.get("group"), int):
             term["group"] = min(term["group"], GROUP)
     data["training"] = {

@@ -139,6 +139,10 @@ class TeacherSection(Section):
     model: Any = None
     heads: dict[str, Any] | None = None
     sees: tuple[str, ...] = ("global",)
+    sharded: Literal["all", "none"] = Field(
+        "all",
+        description="of a frozen one: its weights are spread over all processes, or each has them whole",
+    )
 
     @model_validator(mode="after")
     def _has_weights(self) -> TeacherSection:
@@ -150,6 +154,8 @@ class TeacherSection(Section):
             )
         if self.model is not None or self.heads is not None:
             raise ValueError("`model` and `heads` are of frozen teachers; others are built as the student")
+        if self.sharded == "none":
+            raise ValueError("`sharded: none` is of frozen teachers; others are where the student is")
         return self
 
 

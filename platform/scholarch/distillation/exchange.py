@@ -75,22 +75,23 @@ class Needs:
 def keys_of(output: Output, batch: MicroBatch, global_batch: int) -> np.ndarray:
     """Keys, int64 [n], of an output's rows on a micro-batch, in the order in which the learner has them."""
     views = len(batch.views[output.view])
-    pictures = np.arange(views)[:, None] * global_batch + batch.positions.numpy()
-    pictures = pictures.reshape(-1) * PLACES  # [V * b]
+    places: np.ndarray = np.arange(views)[:, None] * global_batch + batch.positions.numpy()
+    pictures: np.ndarray = places.reshape(-1) * PLACES  # [V * b]
     if output.tokens == "cls":
         return pictures
     patches = batch.masks[output.view].shape[-1]
+    keys: np.ndarray = (pictures[:, None] + np.arange(patches)).reshape(-1)
     if output.tokens == "patches":
-        return (pictures[:, None] + np.arange(patches)).reshape(-1)
+        return keys
     apart = f"{output.view}/predicted"
     name = apart if output.tokens == "predicted" and apart in batch.places else output.view
-    places = batch.places[name].numpy()
-    return pictures[places // patches] + places % patches
+    return keys[batch.places[name].numpy()]
 
 
 def positions_of(keys: np.ndarray, global_batch: int) -> np.ndarray:
     """Positions in the global batch of rows with these keys."""
-    return keys // PLACES % global_batch
+    positions: np.ndarray = keys // PLACES % global_batch
+    return positions
 
 
 @dataclass
@@ -215,13 +216,17 @@ class Exchange:
             self._pictures.close()
             self._pictures = None
 
-    def _launch(self, own: Generator[Sequence[MicroBatch], None, None] | None, first: bool = False) -> _Coming | None:
+    def _launch(
+        self, own: Generator[Sequence[MicroBatch], None, None] | None, first: bool = False
+    ) -> _Coming | None:
         """Runs the teachers on this process's part of the next step and sends what they made.
 
         Returns:
             what comes here; None: all were asked to stop, or nobody wants any more.
         """
-        wants, stops = self.world.gather_row([float(own is not None), float(self.stop.wished)]).bool().T.tolist()
+        wants, stops = (
+            self.world.gather_row([float(own is not None), float(self.stop.wished)]).bool().T.tolist()
+        )
         if any(stops) and not first:
             self.stop.asked = True
             return None
@@ -273,7 +278,9 @@ class Exchange:
                 features = teacher_features(network, placed, share, wanted[name])
                 for output, rows in project(network, features, wanted[name], share, "bottleneck").items():
                     keys = keys_of(output, batch, self.global_batch)
-                    made.setdefault((name, output), []).append((keys, rows.reshape(len(keys), rows.shape[-1])))
+                    made.setdefault((name, output), []).append(
+                        (keys, rows.reshape(len(keys), rows.shape[-1]))
+                    )
         return {
             pair: (np.concatenate([keys for keys, _ in parts]), torch.cat([rows for _, rows in parts]))
             for pair, parts in made.items()
@@ -305,7 +312,9 @@ class Exchange:
         self._rows = {pair: rows[:0] for pair, (_, rows) in made.items()}
         outgoing: list[list[Tensor]] = []
         for needs, needed, wanted in zip(self.needs, self._needed, wants, strict=True):
-            parts = [_bytes(*made[pair], needed, self.global_batch) for pair in needs.sent()] if wanted else []
+            parts = (
+                [_bytes(*made[pair], needed, self.global_batch) for pair in needs.sent()] if wanted else []
+            )
             outgoing.append(parts)
         sizes = [sum(part.numel() for part in parts) for parts in outgoing]
         incoming = [

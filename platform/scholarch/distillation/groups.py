@@ -10,8 +10,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import cast
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from scholarch.errors import UserError
@@ -80,7 +82,9 @@ def even(global_batch: int, world_size: int) -> list[int]:
     return [global_batch * rank // world_size for rank in range(world_size + 1)]
 
 
-def tile(students: Sequence[str], proportions: Mapping[str, float], world_size: int, global_batch: int) -> Tiling:
+def tile(
+    students: Sequence[str], proportions: Mapping[str, float], world_size: int, global_batch: int
+) -> Tiling:
     """Groups in these proportions, each of one process at least, and even parts of the teacher.
 
     Raises:
@@ -104,7 +108,10 @@ def part_of(world: World, tiling: Tiling, timeout: timedelta) -> tuple[World, Ev
         timeout: after which an exchange within the group that a process left unanswered is an error.
     """
     mine = tiling.student(world.rank)
-    groups = {name: dist.new_group(list(tiling.ranks(name)), timeout=timeout) for name in tiling.sizes}
+    groups = {
+        name: cast(ProcessGroup, dist.new_group(list(tiling.ranks(name)), timeout=timeout))
+        for name in tiling.sizes
+    }
     ranks = tiling.ranks(mine)
     mesh = DeviceMesh.from_group(groups[mine], world.device.type)
     # This node's first process of the group; nodes hold runs of ranks.

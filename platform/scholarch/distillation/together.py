@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.loader import Cut, StreamDataset
 from scholarch.data.mixture import stream_of
@@ -17,8 +14,14 @@ from scholarch.data.views import MultiCrop
 from scholarch.distillation.exchange import AgreedStop, Exchange, Needs, Read
 from scholarch.distillation.groups import Tiling
 from scholarch.errors import UserError
-from scholarch.objectives.term import Output
-from scholarch.training.assemble import Everywhere, build_masks, build_terms, build_trainer, teacher_model, view_sets
+from scholarch.training.assemble import (
+    Everywhere,
+    build_masks,
+    build_terms,
+    build_trainer,
+    teacher_model,
+    view_sets,
+)
 from scholarch.training.distributed import World
 from scholarch.training.layout import Layout
 from scholarch.training.networks import Network
@@ -46,13 +49,16 @@ def reads_of(recipe: Recipe, *, whole: bool) -> list[Read]:
 
 
 def masks_differ(recipes: Sequence[Recipe]) -> bool:
-    """Whether students have masks of their own, so that none knows where the others'  are."""
+    """Whether students have masks of their own, so that none knows where the others' are."""
     first = _masks(recipes[0])
     return any(_masks(recipe) != first for recipe in recipes[1:])
 
 
 def _masks(recipe: Recipe) -> object:
-    sizes = [{view: views[view].size // recipe.model.patch for view in recipe.masks} for _, views in view_sets(recipe)]
+    sizes = [
+        {view: views[view].size // recipe.model.patch for view in recipe.masks}
+        for _, views in view_sets(recipe)
+    ]
     options = {view: {**vars(mask), "hide": None} for view, mask in recipe.masks.items()}
     return options, sizes
 
@@ -74,7 +80,7 @@ def check_together(recipes: Mapping[str, Recipe]) -> None:
         for what, of in (("teachers", _teachers), ("views that the teacher sees", _seen)):
             if of(recipes[first]) != of(recipes[name]):
                 raise UserError(
-                    f"the students {first} and {name} differ in the {what}, and one pass of the teacher is to serve both",
+                    f"{first} and {name} differ in the {what}, and one pass of the teacher is to serve both",
                     where=f"students.{name}",
                     fix="give them the same; a student with crops of another size wants views.VIEW.teacher_size",
                 )
@@ -87,7 +93,13 @@ def frozen(recipe: Recipe) -> list[str]:
 
 def _teachers(recipe: Recipe) -> object:
     return {
-        name: (t.checkpoint, t.of, t.sees, t.heads if t.heads is not None else recipe.heads, teacher_model(recipe, name))
+        name: (
+            t.checkpoint,
+            t.of,
+            t.sees,
+            t.heads if t.heads is not None else recipe.heads,
+            teacher_model(recipe, name),
+        )
         for name, t in recipe.teachers.items()
         if t.weights == "frozen"
     }
@@ -95,11 +107,15 @@ def _teachers(recipe: Recipe) -> object:
 
 def _seen(recipe: Recipe) -> object:
     sees = sorted({view for name in frozen(recipe) for view in recipe.teachers[name].sees})
-    return [(ratio, [(v, views[v].as_teachers_see()) for v in sees if v in views]) for ratio, views in view_sets(recipe)]
+    return [
+        (ratio, [(v, views[v].as_teachers_see()) for v in sees if v in views])
+        for ratio, views in view_sets(recipe)
+    ]
 
 
-def teacher_dataset(recipe: Recipe, source: Source, *, whole: bool) -> StreamDataset:
-    """What frozen teachers see of every sample, with the masks of the student where all have the same."""
+def teacher_dataset(recipe: Recipe, source: Source) -> StreamDataset:
+    """What frozen teachers see of every sample, with the masks of the student: where those of others differ, all
+    patches are sent, and masks only tell how many there are."""
     mean, std = settled(recipe.data.mean), settled(recipe.data.std)
     sees = {view for name in frozen(recipe) for view in recipe.teachers[name].sees}
     cuts = []
@@ -132,7 +148,12 @@ class Place:
 
 
 def build_student(
-    place: Place, recipe: Recipe, source: Source, layout: Layout, checkpoints: str, observers: Sequence[Observer] = ()
+    place: Place,
+    recipe: Recipe,
+    source: Source,
+    layout: Layout,
+    checkpoints: str,
+    observers: Sequence[Observer] = (),
 ) -> tuple[Trainer, Exchange]:
     """The trainer of this process's student and what brings it the teacher's features; all processes take part.
 
@@ -140,7 +161,9 @@ def build_student(
         place: where this process stands.
         recipe: the student's own, resolved, without `auto`; the rest as for `build_trainer`.
     """
-    trainer = build_trainer(recipe, source, layout, place.part, checkpoints, observers, place.everywhere)
+    trainer = build_trainer(
+        recipe, source, layout, place.part, checkpoints, observers, everywhere=place.everywhere
+    )
     shares = rank_positions(layout.global_batch, layout.micro_batches, place.part.rank, place.part.size)
     name = place.tiling.student(place.world.rank)
     needs = place.world.gather(Needs(name, shares, reads_of(recipe, whole=place.whole)))
@@ -155,7 +178,7 @@ def build_student(
         needs=needs,
         parts=place.tiling.teacher,
         teachers=teachers,
-        dataset=teacher_dataset(recipe, source, whole=place.whole),
+        dataset=teacher_dataset(recipe, source),
         own=trainer.loader,
         steps=recipe.training.steps,
         precision=recipe.training.precision,

@@ -26,7 +26,7 @@ from scholarch.errors import UserError
 from scholarch.models.heads import ProjectionHead
 from scholarch.objectives import MASKS, TERMS
 from scholarch.objectives.term import Output, Term
-from scholarch.training.distributed import World
+from scholarch.training.distributed import World, alone
 from scholarch.training.initial import load_frozen
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
@@ -114,11 +114,13 @@ def build_learner(
     student, teachers = build_networks(recipe, terms)
     materialise(student, how, recipe.seed, trained=True)
     for name, teacher in teachers.items():
-        if everywhere is None or recipe.teachers[name].weights != "frozen":
-            materialise(teacher, how, recipe.seed, trained=False)
-        else:
-            wide = replace(how, mesh=everywhere.mesh)
-            materialise(teacher, wide, recipe.seed, trained=False, prototypes=everywhere.prototypes)
+        options, mesh, prototypes = recipe.teachers[name], how.mesh, None
+        if everywhere is not None and options.weights == "frozen":
+            mesh, prototypes = everywhere.mesh, everywhere.prototypes
+        if mesh is not None and options.sharded == "none":
+            mesh = alone(how.device.type)
+        wide = replace(how, mesh=mesh)
+        materialise(teacher, wide, recipe.seed, trained=False, prototypes=prototypes)
     for term in terms.values():
         allocate_term(term, recipe, student, teachers, how)
     return Learner(

@@ -126,6 +126,17 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def alone(device_type: str) -> DeviceMesh:
+    """A mesh of this process by itself; others need not take part."""
+    group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    return DeviceMesh.from_group(cast(ProcessGroup, group), device_type)
+
+
+def collective_timeout() -> timedelta:
+    """After which an exchange that a lost process left unanswered is an error."""
+    return timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT, COLLECTIVE_TIMEOUT_SECONDS)))
+
+
 def _connect() -> tuple[torch.device, DeviceMesh]:
     """Joins the process group; gives this process's device and the mesh over all."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -134,9 +145,8 @@ def _connect() -> tuple[torch.device, DeviceMesh]:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    timeout = timedelta(seconds=float(os.environ.get(COLLECTIVE_TIMEOUT, COLLECTIVE_TIMEOUT_SECONDS)))
     if size > 1:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=collective_timeout())
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return device, init_device_mesh(device.type, (size,))

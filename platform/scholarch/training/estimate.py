@@ -121,7 +121,8 @@ def _passing(
     """Values that a teacher's forward pass has at once: one block's, nothing is kept for a backward pass."""
     patch, sees = teacher.backbone.patch, recipe.teachers[name].sees
     tokens = max(
-        sum(s[v].crops * share * (1 + (s[v].as_teachers_see().size // patch) ** 2) for v in sees) for s in sets
+        sum(s[v].crops * share * (1 + (s[v].as_teachers_see().size // patch) ** 2) for v in sees)
+        for s in sets
     )
     # Residual, norm, qkv, and the MLP's inner width, of a ViT.
     return tokens * teacher.backbone.width * 9

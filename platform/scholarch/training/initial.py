@@ -275,9 +275,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def begin(
-    recipe: Recipe, learner: Learner, optimizer: Optimizer, members: ProcessGroup | None = None
-) -> int:
+def begin(recipe: Recipe, learner: Learner, optimizer: Optimizer, members: ProcessGroup | None = None) -> int:
     """Fills a new run's networks as `init_from` says; all `members` take part.
 
     Returns:

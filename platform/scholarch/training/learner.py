@@ -348,7 +348,7 @@ def _together(
     entries.sort(key=lambda entry: entry[0].tokens != "cls")
     patches = sum(rows.shape[0] for output, rows, _ in entries if output.tokens != "cls")
     projected = head(torch.cat([rows for _, rows, _ in entries]), patches=patches)
-    pieces = projected.split([rows.shape[0] for _, rows, _ in entries])
+    pieces = torch.split(projected, [rows.shape[0] for _, rows, _ in entries])
     return {
         output: piece.reshape(*shape, piece.shape[-1])
         for (output, _, shape), piece in zip(entries, pieces, strict=True)

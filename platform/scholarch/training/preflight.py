@@ -200,7 +200,9 @@ def check_patches(recipe: Recipe, terms: Mapping[str, Term], teachers: Mapping[s
     """
     for name, teacher in teachers.items():
         patch, ours = teacher.backbone.patch, recipe.model.patch
-        for view, options in ((v, sizes[v]) for v in recipe.teachers[name].sees for _, sizes in view_sets(recipe)):
+        for view, options in (
+            (v, sizes[v]) for v in recipe.teachers[name].sees for _, sizes in view_sets(recipe)
+        ):
             size = options.as_teachers_see().size
             if size % patch:
                 raise UserError(

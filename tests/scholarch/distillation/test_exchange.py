@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from distilling import curve, distance, job_data, job_recipe, resolved, student_state, trainer_of
 from gloo import run_ranks
 from scholarch.data.catalog import open_source
@@ -21,7 +20,11 @@ Result = tuple[str, list[float], dict[str, Tensor]]
 
 
 def together(
-    group: ProcessGroup, data: Mapping[str, Any], sizes: Mapping[str, int], teacher: Sequence[int], folder: Path
+    group: ProcessGroup,
+    data: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    teacher: Sequence[int],
+    folder: Path,
 ) -> Result:
     trainer, exchange, kept, name = trainer_of(group, data, sizes, teacher, folder)
     trainer.run(trainer.begin())

@@ -18,8 +18,8 @@ from scholarch.data.loader import Captioning, Cut, StepLoader, StreamDataset, Vi
 from scholarch.data.mixture import stream_of
 from scholarch.data.options import ViewOptions, resolve_views
 from scholarch.data.source import Source
-from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.stream import rank_positions
+from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.views import MultiCrop
 from scholarch.draws import generator
 from scholarch.errors import UserError

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scholarch.cli.origins import of_teachers
 from scholarch.cli.plan import STUDENTS, Plan, Request, new_run
 from scholarch.cli.remote import at_hand
 from scholarch.cli.session import Session
@@ -18,8 +19,10 @@ from scholarch.cli.sources import EXPORT, RECIPE
 from scholarch.config.load import plain
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
+from scholarch.distillation.costs import counted
 from scholarch.distillation.exchange import Exchange
 from scholarch.distillation.groups import Tiling, part_of, tile
+from scholarch.distillation.planner import plan_job
 from scholarch.distillation.together import Place, build_student, check_together, masks_differ
 from scholarch.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RunFailed, UserError
 from scholarch.registry.tracking import Status, Tracker, known_run
@@ -29,7 +32,7 @@ from scholarch.training.checkpoint import Checkpoint, committed
 from scholarch.training.distributed import World, collective_timeout
 from scholarch.training.layout import Layout
 from scholarch.training.observe import Observer, Outcome
-from scholarch.training.recipe import load_recipe, recipe_from
+from scholarch.training.recipe import load_recipe, recipe_from, student_recipe
 from scholarch.training.trainer import Trainer
 
 JOB = "students.json"
@@ -78,8 +81,9 @@ def distil(job: Job, world: World) -> int:
     names = world.from_first(world.agree(lambda: _names(job, recipe, address) if world.first else []))
     if not names:
         return EXIT_DONE
-    proportions: dict[str, float] = {name: float(recipe.groups.get(name, 1)) for name in names}
-    tiling = world.agree(lambda: tile(names, proportions, world.size, recipe.training.global_batch))
+    tiling = world.from_first(
+        world.agree(lambda: _tiling(recipe, names, world.size) if world.first else None)
+    )
     part, everywhere = part_of(world, tiling, collective_timeout())
     name = tiling.student(world.rank)
     request = Request(
@@ -217,6 +221,15 @@ class StudentSession(Session):
         if failure is not None:
             raise failure
         return outcome
+
+
+def _tiling(recipe: Recipe, names: Sequence[str], world_size: int) -> Tiling:
+    """As the recipe says, or as the planner has it for so many processes."""
+    batch = recipe.training.global_batch
+    if recipe.groups or world_size < len(names):
+        return tile(names, {name: float(recipe.groups.get(name, 1)) for name in names}, world_size, batch)
+    known, _ = of_teachers(recipe)
+    return plan_job(counted({name: student_recipe(known, name) for name in names}), world_size, batch).tiling
 
 
 def _asked(job: Job) -> Job:

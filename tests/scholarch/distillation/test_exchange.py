@@ -60,3 +60,21 @@ def test_three_students_are_three_runs(tmp_path: Path) -> None:
     """4 ranks, a batch of 10, parts of the teacher of 1, 5, 0 and 4, and one student in two micro-batches."""
     sizes = {"small": 1, "middle": 2, "large": 1}
     compare(job_data("training.steps=50"), sizes, [0, 1, 6, 6, 10], tmp_path, 1e-5)
+
+
+MIXED: Mapping[str, Any] = {
+    "vit": {},
+    "own_masks": {"model": {"embed_dim": 16}, "masks": {"global": {"share": 1.0}}},
+    "convnext": {
+        "model": {"kind": "convnext", "depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32], "channels": 1},
+        "views": {"global": {"size": 64, "teacher_size": 8}, "local": {"size": 32}},
+    },
+}
+
+
+@pytest.mark.gloo
+def test_a_convnext_beside_vision_transformers_with_masks_of_their_own(tmp_path: Path) -> None:
+    """Crops of 64 pixels beside those of 8 that the teacher sees too; each process holds the teacher whole."""
+    small = ("views.global.size=8", "views.local.size=4", "teachers.teacher.sharded=none")
+    data = job_data(*small, "training.precision=fp64", "training.steps=4", students=MIXED)
+    compare(data, dict.fromkeys(MIXED, 1), [0, 2, 10, 10], tmp_path, 1e-9)

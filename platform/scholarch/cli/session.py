@@ -52,10 +52,15 @@ class Records:
 
 
 class Session:
-    """Carries out a request on this process; rank 0 speaks and writes for all."""
+    """Carries out a request on this process; rank 0 speaks and writes for all.
+
+    Attributes:
+        everyone: the processes that begin together or not at all.
+    """
 
     def __init__(self, request: Request, world: World) -> None:
         self.request, self.world = request, world
+        self.everyone = world
         self.tracker: Tracker | None = None
 
     def run(self) -> int:
@@ -68,7 +73,7 @@ class Session:
         plan = self._plan()
         self._say(f"scholarch {__version__}  {plan.recipe.name}\n{plan.preflight.table()}")
         with ExitStack() as held:
-            self.world.agree(lambda: self._open(plan, held) if self.world.first else None)
+            self.everyone.agree(lambda: self._open(plan, held) if self.world.first else None)
             self.tracker = self._track(plan) if self.world.first else None
             try:
                 code = self._carry_out(plan)

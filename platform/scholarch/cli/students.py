@@ -133,6 +133,7 @@ class StudentSession(Session):
     def __init__(self, request: Request, part: World, job: Job, shared: Shared) -> None:
         super().__init__(request, part)
         self.job, self.shared = job, shared
+        self.everyone = shared.world
         self.exchange: Exchange | None = None
         self.whole = False
         self.parent: Tracker | None = None

@@ -119,14 +119,12 @@ class _Coming:
         received: bytes, by sender and then by what was sent; whole once `work` is done.
         sending: what goes to others meanwhile.
         work: the exchange.
-        seconds: that the teacher worked for them here.
     """
 
     batches: Sequence[MicroBatch]
     received: Tensor
     sending: Tensor
     work: dist.Work
-    seconds: float = 0.0
 
 
 @dataclass
@@ -181,18 +179,18 @@ class Exchange:
         self._needed = everything  # [W, G]
 
     def seconds(self) -> float:
-        """That the teachers worked here for the batch that was given last."""
+        """That the teachers worked here while a batch was last asked for."""
         return self._seconds
 
     def __call__(self, start: int) -> Generator[Sequence[MicroBatch], None, None]:
         """The student's batches from its step `start` on."""
         self._next = start
         with closing(self.own(start)) as own:
+            self._seconds = 0.0
             coming = self._launch(own, first=True)
             for step in range(start, self.steps):
                 assert coming is not None
                 ready = self._landed(coming)
-                self._seconds = coming.seconds
                 coming = self._launch(own) if step + 1 < self.steps else None
                 try:
                     yield ready
@@ -200,6 +198,7 @@ class Exchange:
                     if coming is not None:
                         coming.work.wait()
                     raise
+                self._seconds = 0.0
 
     def serve(self, beat: Callable[[], object] = lambda: None) -> None:
         """Goes on with this process's part of the teachers' work while some student wants it.
@@ -207,7 +206,12 @@ class Exchange:
         Called by every process when its own student has ended, in whatever way.
         """
         with self.stop.listening():
-            while self._next < self.steps and self._launch(None) is not None:
+            while self._next < self.steps:
+                wants, stops = self._told(wanting=False)
+                if not any(wants):
+                    break
+                if not any(stops):
+                    self._pass(None, wants)
                 beat()
 
     def close(self) -> None:
@@ -217,28 +221,35 @@ class Exchange:
             self._pictures = None
 
     def _launch(
-        self, own: Generator[Sequence[MicroBatch], None, None] | None, first: bool = False
+        self, own: Generator[Sequence[MicroBatch], None, None], first: bool = False
     ) -> _Coming | None:
-        """Runs the teachers on this process's part of the next step and sends what they made.
-
-        Returns:
-            what comes here; None: all were asked to stop, or nobody wants any more.
-        """
-        wants, stops = (
-            self.world.gather_row([float(own is not None), float(self.stop.wished)]).bool().T.tolist()
-        )
+        """The next step's features; None: all were asked to stop."""
+        wants, stops = self._told(wanting=True)
         if any(stops) and not first:
             self.stop.asked = True
             return None
-        if not any(wants):
-            return None
+        return self._pass(own, wants)
+
+    def _told(self, *, wanting: bool) -> tuple[list[bool], list[bool]]:
+        """Which processes want features of the next step, and which were asked to stop."""
+        wants, stops = self.world.gather_row([float(wanting), float(self.stop.wished)]).bool().T.tolist()
+        return wants, stops
+
+    def _pass(
+        self, own: Generator[Sequence[MicroBatch], None, None] | None, wants: Sequence[bool]
+    ) -> _Coming:
+        """Runs the teachers on this process's part of the next step and sends what they made.
+
+        Args:
+            own: batches of this process's student; None: it wants nothing.
+            wants: by process.
+        """
         step, self._next = self._next, self._next + 1
         batches = next(own) if own is not None else []
         pictures = next(self._loader(step))
         began = time.perf_counter()
-        made = self._run(step, pictures)
-        coming = self._send(made, batches, wants)
-        coming.seconds = time.perf_counter() - began
+        coming = self._send(self._run(step, pictures), batches, wants)
+        self._seconds += time.perf_counter() - began
         return coming
 
     def _loader(self, step: int) -> Generator[Sequence[MicroBatch], None, None]:

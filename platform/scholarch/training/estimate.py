@@ -65,7 +65,8 @@ def memory(
     item, computed = BYTES[training.precision], COMPUTED[training.precision]
     own = sum(numel(m) for term in terms.values() if (t := term.trained()) for m in t.modules)
     trained = moving(student) + own
-    held = sum(numel(teacher) for teacher in teachers.values()) + numel(student) - moving(student)
+    whole = sum(numel(teacher) for n, teacher in teachers.items() if recipe.teachers[n].sharded == "none")
+    held = sum(numel(teacher) for teacher in teachers.values()) - whole + numel(student) - moving(student)
     share = layout.largest_share(world_size)
     sharing = 1 if layout.whole else world_size
     patch, width = recipe.model.patch, student.backbone.width
@@ -96,7 +97,7 @@ def memory(
     # Of the unit in use and the next one, whole on every process.
     gathered = 2 * max(_sizes(network)[0] for network in (student, *teachers.values())) * computed
     return {
-        "weights": (trained + held) * item // sharing,
+        "weights": (trained + held) * item // sharing + whole * item,
         # With grains a table of all of theirs, and those that this process puts there.
         "gradients": trained * item * (2 * layout.micro_batches if layout.whole else 1) // sharing,
         "optimizer": 2 * trained * item // sharing,

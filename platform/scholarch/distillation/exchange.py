@@ -211,7 +211,7 @@ class Exchange:
                 if not any(wants):
                     break
                 if not any(stops):
-                    self._pass(None, wants)
+                    self._pass(None, wants).work.wait()
                 beat()
 
     def close(self) -> None:

@@ -169,7 +169,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._next = 0
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._pictures: Generator[Sequence[MicroBatch], None, None] | None = None
         self.global_batch = self.dataset.stream.global_batch
         everything = np.zeros((self.world.size, self.global_batch), dtype=bool)
@@ -179,26 +179,27 @@ class Exchange:
         self._needed = everything  # [W, G]
 
     def seconds(self) -> float:
-        """That the teachers worked here while a batch was last asked for."""
+        """Of what the last batch took to come, without the time that data was waited for."""
         return self._seconds
 
     def __call__(self, start: int) -> Generator[Sequence[MicroBatch], None, None]:
         """The student's batches from its step `start` on."""
         self._next = start
         with closing(self.own(start)) as own:
-            self._seconds = 0.0
+            began, self._waited = time.perf_counter(), 0.0
             coming = self._launch(own, first=True)
             for step in range(start, self.steps):
                 assert coming is not None
                 ready = self._landed(coming)
                 coming = self._launch(own) if step + 1 < self.steps else None
+                self._seconds = time.perf_counter() - began - self._waited
                 try:
                     yield ready
                 except GeneratorExit:
                     if coming is not None:
                         coming.work.wait()
                     raise
-                self._seconds = 0.0
+                began, self._waited = time.perf_counter(), 0.0
 
     def serve(self, beat: Callable[[], object] = lambda: None) -> None:
         """Goes on with this process's part of the teachers' work while some student wants it.
@@ -245,12 +246,11 @@ class Exchange:
             wants: by process.
         """
         step, self._next = self._next, self._next + 1
+        began = time.perf_counter()
         batches = next(own) if own is not None else []
         pictures = next(self._loader(step))
-        began = time.perf_counter()
-        coming = self._send(self._run(step, pictures), batches, wants)
-        self._seconds += time.perf_counter() - began
-        return coming
+        self._waited += time.perf_counter() - began
+        return self._send(self._run(step, pictures), batches, wants)
 
     def _loader(self, step: int) -> Generator[Sequence[MicroBatch], None, None]:
         if self._pictures is None:

@@ -97,7 +97,7 @@ class Trainer:
 
     Attributes:
         probes: measured before the first step, every `evaluation.every` steps and at the end.
-        busy: seconds that the loader worked while it was last asked for a batch, in place of waiting for data.
+        busy: seconds of the last wait for a batch that were the loader's own work and not waiting for data.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scholarch.config.schema import Recipe
@@ -118,7 +118,9 @@ def _costs(recipe: Recipe, plan: JobPlan) -> list[str]:
     """GPU-hours of each student, with its share of the teacher, against training them one at a time."""
     steps, world = recipe.training.steps, plan.tiling.world_size
     teacher = plan.costs.teacher.per_picture * plan.global_batch / len(plan.costs.students)
-    rows = [("student", "GPU-hours here", "GPU-hours by itself", "GPU-seconds a picture")]
+    rows: list[tuple[str, ...]] = [
+        ("student", "GPU-hours here", "GPU-hours by itself", "GPU-seconds a picture")
+    ]
     totals = [0.0, 0.0]
     work = {name: plan.costs.students[name].per_picture * plan.global_batch for name in plan.tiling.sizes}
     for name, own in work.items():
@@ -142,7 +144,7 @@ def _costs(recipe: Recipe, plan: JobPlan) -> list[str]:
     return [*_aligned(rows), f"one after another takes {totals[1] / totals[0]:.2f} times as much"]
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

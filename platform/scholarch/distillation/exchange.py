@@ -85,7 +85,8 @@ def keys_of(output: Output, batch: MicroBatch, global_batch: int) -> np.ndarray:
         return keys
     apart = f"{output.view}/predicted"
     name = apart if output.tokens == "predicted" and apart in batch.places else output.view
-    return keys[batch.places[name].numpy()]
+    chosen: np.ndarray = keys[batch.places[name].numpy()]
+    return chosen
 
 
 def positions_of(keys: np.ndarray, global_batch: int) -> np.ndarray:

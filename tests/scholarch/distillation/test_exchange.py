@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from distilling import curve, distance, job_data, job_recipe, resolved, student_state, trainer_of
 from gloo import run_ranks
 from scholarch.data.catalog import open_source
+from scholarch.errors import RunFailed
 from scholarch.training.assemble import build_trainer
+from scholarch.training.learner import StepValues
 from scholarch.training.preflight import check_batch
 from tiny_training import Kept, gloo_world
 from torch import Tensor
@@ -96,3 +99,54 @@ def test_a_convnext_beside_vision_transformers_with_masks_of_their_own(tmp_path:
     small = ("views.global.size=8", "views.local.size=4", "teachers.teacher.sharded=none")
     data = job_data(*small, "training.precision=fp64", "training.steps=4", students=MIXED)
     compare(data, dict.fromkeys(MIXED, 1), [0, 2, 10, 10], tmp_path, 1e-9, alike=True)
+
+
+def one_fails(group: ProcessGroup, data: Mapping[str, Any], folder: Path) -> tuple[str, list[float], str]:
+    trainer, exchange, kept, name = trainer_of(group, data, {"breaks": 1, "lasts": 1}, [0, 5, 10], folder)
+    told = ""
+    try:
+        trainer.run(trainer.begin())
+    except RunFailed as failure:
+        told = str(failure)
+    exchange.serve()
+    exchange.close()
+    return name, curve(kept.records), told
+
+
+def one_is_stopped(group: ProcessGroup, data: Mapping[str, Any], folder: Path) -> tuple[str, int]:
+    trainer, exchange, _, name = trainer_of(group, data, {"breaks": 1, "lasts": 1}, [0, 5, 10], folder)
+
+    def stop_at_three(finished: int, values: StepValues) -> dict[str, float]:  # noqa: ARG001 - a Probe
+        if finished == 3 and name == "breaks":
+            exchange.stop(signal.SIGTERM, None)
+        return {}
+
+    trainer.probes.append(stop_at_three)
+    outcome, finished = trainer.run(trainer.begin())
+    exchange.serve()
+    exchange.close()
+    return outcome, finished
+
+
+TWO: Mapping[str, Any] = {
+    "breaks": {"optimizer": {"lr": 1e30, "clip": None}},
+    "lasts": {"model": {"embed_dim": 16}},
+}
+
+
+@pytest.mark.gloo
+def test_a_student_that_fails_goes_on_with_the_teachers_work(tmp_path: Path) -> None:
+    data = job_data("training.steps=6", students=TWO)
+    (_, broken, told), (_, losses, nothing) = run_ranks(2, one_fails, data, tmp_path)
+    assert "is not finite" in told
+    assert nothing == ""
+    assert len(broken) < 6
+    assert losses == pytest.approx(run_ranks(1, alone, data, "lasts", tmp_path / "alone")[0][1], rel=1e-6)
+
+
+@pytest.mark.gloo
+def test_a_stop_at_one_process_ends_all_after_the_same_step(tmp_path: Path) -> None:
+    data = job_data("training.steps=9", "evaluation.every=1", students={**TWO, "breaks": {}})
+    ends = run_ranks(2, one_is_stopped, data, tmp_path)
+    assert [outcome for outcome, _ in ends] == ["interrupted"] * 2
+    assert ends[0][1] == ends[1][1] < 9

@@ -15,9 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scholarch.config.names import known_keys
+from scholarch.config.resolve import merge
 from scholarch.config.scale import Scale, tiny
 from scholarch.config.schema import Kinds, Recipe, recipe_type, written_out
-from scholarch.config.students import for_student, merge, not_of_one
+from scholarch.config.students import for_student, not_of_one
 from scholarch.errors import UserError
 
 RECIPES = resources.files("scholarch.config") / "recipes"

@@ -1,4 +1,4 @@
-"""Walks a recipe: resolves schedules, flattens it, compares two."""
+"""Walks a recipe: resolves schedules, flattens it, compares and merges two."""
 
 from __future__ import annotations
 
@@ -74,3 +74,27 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 def may_change(key: str) -> bool:
     """Whether a run may be resumed with another value of `key`."""
     return key.startswith(MAY_CHANGE) or re.fullmatch(r"teachers\.\w+\.sharded", key) is not None
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it: mappings are merged, null removes a key, the rest replaces.
+
+    So does a `model` of another kind, to which the options of the one before mean nothing.
+    """
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif key == "model" and _other_kind(merged.get(key), value):
+            merged[key] = value
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _other_kind(base: Any, change: Any) -> bool:
+    if not isinstance(base, Mapping) or not isinstance(change, Mapping):
+        return False
+    return "kind" in change and change["kind"] != base.get("kind", "vit")

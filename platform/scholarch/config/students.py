@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scholarch.config.resolve import flatten
+from scholarch.config.resolve import flatten, merge
 
 OF_ALL_STUDENTS = (
     *("data", "seed", "students", "groups", "name"),
@@ -32,27 +32,3 @@ def for_student(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     if registered != "auto" and "registered_name" not in changes:
         whole["registered_name"] = f"{registered}-{name}"
     return whole
-
-
-def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it: mappings are merged, null removes a key, the rest replaces.
-
-    So does a `model` of another kind, to which the options of the one before mean nothing.
-    """
-    merged = dict(base)
-    for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        elif key == "model" and _other_kind(merged.get(key), value):
-            merged[key] = value
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _other_kind(base: Any, change: Any) -> bool:
-    if not isinstance(base, Mapping) or not isinstance(change, Mapping):
-        return False
-    return "kind" in change and change["kind"] != base.get("kind", "vit")

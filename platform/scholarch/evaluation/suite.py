@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, create_model, model_validator
 
-from scholarch.config.load import merge, parse_override, parse_yaml, validated
+from scholarch.config.load import parse_override, parse_yaml, validated
+from scholarch.config.resolve import merge
 from scholarch.config.schema import Section
 from scholarch.data.annotated import DATA_SETS
 from scholarch.errors import UserError

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import yaml
-from scholarch.config.load import merge, parse_override, parse_yaml, plain, recipe_names, to_yaml
+from scholarch.config.load import parse_override, parse_yaml, plain, recipe_names, to_yaml
+from scholarch.config.resolve import merge
 from scholarch.errors import UserError
 from scholarch.training.recipe import load_recipe, recipe_from
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from gloo import run_ranks
 from scholarch.cli import main
-from scholarch.config.load import merge, overridden, read_recipe, recipe_names
+from scholarch.config.load import overridden, read_recipe, recipe_names
+from scholarch.config.resolve import merge
 from scholarch.config.scale import STEPS, tiny
 from scholarch.storage.records import read_records
 from scholarch.training.recipe import load_recipe, recipe_from

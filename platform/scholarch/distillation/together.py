@@ -164,7 +164,9 @@ def build_student(
     trainer = build_trainer(
         recipe, source, layout, place.part, checkpoints, observers, everywhere=place.everywhere
     )
-    shares = rank_positions(layout.global_batch, layout.micro_batches, place.part.rank, place.part.size)
+    shares = rank_positions(
+        layout.global_batch, layout.micro_batches, place.part.rank, place.part.size, whole=layout.whole
+    )
     name = place.tiling.student(place.world.rank)
     needs = place.world.gather(Needs(name, shares, reads_of(recipe, whole=place.whole)))
     teachers = {}

@@ -34,6 +34,7 @@ VERBS = (
     Verb("register", "put a finished run's backbone into the MLflow registry"),
     Verb("promote", "make a registered version champion if it passes the gates of a policy, or go back"),
     Verb("pack", "put pictures into shards that any number of machines can stream, in S3 or in a folder"),
+    Verb("curate", "make a training set of pools of pictures: deduplicated, balanced, like given ones"),
     Verb("recipes", "list the recipes, or show one resolved"),
     Verb("doctor", "say what this machine and configuration can do, and what is missing"),
 )

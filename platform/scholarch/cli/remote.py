@@ -6,7 +6,6 @@ few files that say how to go on. Checkpoints go to the store directly (scholarch
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from scholarch.cli.plan import LOCK_SECONDS, Request
 from scholarch.errors import SaveFailed, UserError
 from scholarch.storage.lease import Lease
 from scholarch.storage.local import lock
-from scholarch.storage.mirror import Mirror
+from scholarch.storage.mirror import Mirror, scratch
 from scholarch.storage.objects import Unreachable, is_s3, open_objects
 from scholarch.storage.s3 import S3Objects
 from scholarch.training.distributed import World
@@ -95,10 +94,3 @@ def _kept(request: Request, folder: Path, objects: S3Objects, lease: Lease) -> I
                 sys.stderr.write(f"warning: {told}\n")
             else:
                 raise SaveFailed(f"{told}\n  resume the run to write them again") from error
-
-
-def scratch(address: str) -> Path:
-    """Folder of this machine for the files of a run in S3: below `SCHOLARCH_SCRATCH`, or the temporary folder."""
-    default = Path(tempfile.gettempdir()) / f"scholarch-{os.getuid()}"
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    return Path(os.environ.get("SCHOLARCH_SCRATCH") or default) / "runs" / key

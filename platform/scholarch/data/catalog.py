@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scholarch.data.builtin import DigitsSource, PhotosSource
 from scholarch.data.folder import FolderSource
-from scholarch.data.index import is_packed
+from scholarch.data.index import is_packed, is_selection
 from scholarch.data.shapes import ShapesSource
 from scholarch.data.source import Labels, Source
 from scholarch.errors import UserError
@@ -25,7 +25,7 @@ BUILTIN: dict[str, Callable[[Labels], Source]] = {
 
 
 def open_source(url: str, labels: Labels = "auto") -> Source:
-    """The pictures that `url` names: a built-in set, a folder, or packed pictures in a folder or in S3.
+    """The pictures that `url` names: a built-in set, a folder, packed pictures or a selection (both also in S3).
 
     Raises:
         UserError: if there is nothing there, or nothing that holds a picture.
@@ -50,15 +50,18 @@ def open_source(url: str, labels: Labels = "auto") -> Source:
     near = difflib.get_close_matches(url.lower(), sorted(BUILTIN), n=1, cutoff=0.7)
     if near and not path.exists():
         raise UserError("there is no such folder", where=f"data={url}", fix=f"did you mean {near[0]}?")
-    if is_packed(path):
+    if is_packed(path) or is_selection(path):
         return _packed(str(path), labels)
     return FolderSource(path, labels)
 
 
 def _packed(address: str, labels: Labels) -> Source:
     # Loaded when needed: training on a folder works without pydantic and MinIO's client.
+    from scholarch.data.selection import open_selection, read_selection
     from scholarch.data.shards import ShardSource
 
     objects = open_objects(address)
     objects.check()
+    if (selection := read_selection(objects)) is not None:
+        return open_selection(objects, selection, open_source)
     return ShardSource(objects, labels)

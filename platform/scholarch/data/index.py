@@ -1,4 +1,4 @@
-"""The names of a packed data set's files, and the index of its samples."""
+"""The names of a packed data set's files and of a selection's, and the index of a packed one's samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 MANIFEST, INDEX, NAMES, CAPTIONS = "manifest.json", "index.npy", "names.bin", "captions.arrow"
+SELECTION = "selection.json"
 
 RECORD = np.dtype(
     [
@@ -24,3 +25,8 @@ RECORD = np.dtype(
 def is_packed(folder: Path) -> bool:
     """Whether a folder holds packed pictures."""
     return (folder / MANIFEST).is_file() and (folder / INDEX).is_file()
+
+
+def is_selection(folder: Path) -> bool:
+    """Whether a folder holds a selection of other data sets' pictures."""
+    return (folder / SELECTION).is_file()

@@ -163,6 +163,7 @@ class Canvas:
         self._pixels = np.empty((height, PIXELS, 3))
         self._pixels[:] = to_rgb(theme.background)
         self._titles: list[tuple[str, int]] = []
+        self._labels: list[tuple[str, int, int]] = []
 
     def place(self, image: np.ndarray, left: int, top: int, side: int) -> None:
         """Put [h, w, 3] in [0, 1] into a square, its longer side filling it."""
@@ -176,6 +177,10 @@ class Canvas:
     def title(self, text: str, left: int) -> None:
         """A heading above what begins at `left`."""
         self._titles.append((text, left))
+
+    def label(self, text: str, left: int, top: int) -> None:
+        """A small line that begins at this pixel."""
+        self._labels.append((text, left, top))
 
     def figure(self) -> Figure:
         """The figure: headings, then the pixels as they are."""
@@ -193,6 +198,9 @@ class Canvas:
                 color=self._theme.text,
                 va="top",
             )
+        for text, left, top in self._labels:
+            place = left / PIXELS, 1 - (head + top) / height
+            figure.text(*place, text, fontsize=7, color=self._theme.muted, va="top")
         return figure
 
 

@@ -6,6 +6,8 @@ there (before a checkpoint is committed), and at the end. Checkpoints are no bus
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import tempfile
 import threading
@@ -122,6 +124,13 @@ def copied(address: str, folder: Path) -> Path:
 def copies() -> Path:
     """A folder for copies of what is in S3; it goes when this process ends."""
     return Path(_temporary().name)
+
+
+def scratch(address: str) -> Path:
+    """Folder of this machine for the files of a run in S3: below `SCHOLARCH_SCRATCH`, or the temporary folder."""
+    default = Path(tempfile.gettempdir()) / f"scholarch-{os.getuid()}"
+    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    return Path(os.environ.get("SCHOLARCH_SCRATCH") or default) / "runs" / key
 
 
 @cache

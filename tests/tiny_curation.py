@@ -13,6 +13,8 @@ from scholarch.curation.embedding import Embedder
 from scholarch.curation.recipe import CurationRecipe
 from scholarch.data.views import EvaluationView
 from scholarch.models import build_backbone
+from scholarch.models.features import Backbone
+from scholarch.models.initialise import initialise
 from scholarch.models.vit import ViTOptions
 from scholarch.registry.backbone import Preprocessing, save_backbone
 
@@ -24,7 +26,12 @@ RECIPE: dict[str, Any] = {
     "references": {"known": "known"},
     "evaluations": {"test": "test"},
     "embed": {"model": "tiny", "part": 25, "batch": 16},
-    "deduplicate": {"hash_bits": 4, "threshold": 0.97, "evaluation_threshold": 0.95, "neighbours": {"k": 6}},
+    "deduplicate": {
+        "hash_bits": 1,
+        "threshold": 0.9998,
+        "evaluation_threshold": 0.9998,
+        "neighbours": {"k": 6},
+    },
     "cluster": {
         "levels": [
             {"clusters": 8, "iterations": 5, "rounds": 1, "sample": 3},
@@ -73,12 +80,20 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
+def drawn_backbone() -> Backbone:
+    """Initialised, then moved far enough that pictures differ in its features."""
+    backbone = build_backbone(OPTIONS)
+    initialise(backbone, 0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    return backbone
+
+
 def embedders(recipe: CurationRecipe) -> dict[str, Embedder]:
     """The model of the recipe."""
-    backbone = build_backbone(OPTIONS)
-    torch.manual_seed(0)
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    backbone = drawn_backbone()
     view = EvaluationView(32, MEAN, STD)
     name = recipe.embed.model
     made = Embedder(name, "0" * 64, backbone.eval(), view, "fp32", recipe.embed.stored, recipe.embed.batch)
@@ -88,9 +103,6 @@ def embedders(recipe: CurationRecipe) -> dict[str, Embedder]:
 def write_model(folder: Path) -> Path:
     """The same kind of backbone as an export."""
     folder.mkdir()
-    torch.manual_seed(0)
-    backbone = build_backbone(OPTIONS)
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    backbone = drawn_backbone()
     save_backbone(folder, OPTIONS, backbone.state_dict(), Preprocessing(size=32, mean=MEAN, std=STD))
     return folder

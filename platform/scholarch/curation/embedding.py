@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 
 from scholarch.curation.duplicates import difference_hashes
@@ -89,12 +89,16 @@ class _Worker:
             pictures = batch.pictures.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 (features,) = self.backbone([Views(pictures)])
+            vectors = features.cls.float().cpu().numpy()
+            fine = np.isfinite(vectors).all(axis=1)
             ids = batch.sample_ids.numpy()
+            broken += [f"{self.source.name(i)}: its features are not finite" for i in ids[~fine].tolist()]
+            ids = ids[fine]
             columns["number"].append(ids)
             columns["bytes"].append(sizes[ids] if sizes is not None else np.zeros(len(ids), np.int64))
-            columns["label"].append(batch.labels.numpy())
-            columns["hash"].append(difference_hashes(batch.pictures))
-            columns["vector"].append(features.cls.float().cpu().numpy())
+            columns["label"].append(batch.labels.numpy()[fine])
+            columns["hash"].append(difference_hashes(batch.pictures)[fine])
+            columns["vector"].append(vectors[fine])
         data = _parquet(columns, self.embedder)
         self.target.write(f"{self.folder}/{part.file}", data)
         told = {"broken": broken, "rows": sum(map(len, columns["number"])), "bytes": len(data)}

@@ -106,14 +106,14 @@ def test_killed_anywhere_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
         return open_source(section.source, section.labels)
 
     for left in range(1, 60):
-        engine = Dies(2)
+        engine = Dies(8)  # one round of k-means takes so many
         try:
             done = Curation(recipe, other, engine, open_set, embedders(recipe), lambda _: None).carry_out()
         except KeyboardInterrupt:
             calls = left
             continue
         break
-    assert calls >= 5, "it was killed on the way"
+    assert calls >= 3, "it was killed on the way"
     assert [r.key for r in done.results.values()] == [r.key for r in told.results.values()]
     for step, result in told.results.items():
         assert done.results[step].files == result.files, step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,11 +54,16 @@ class RayEngine:
 
     Args:
         gpus: for each worker that holds a model, and each task; 0: none.
+        workers: tasks that run at once; None: as many as there are cores or GPUs for.
     """
 
-    def __init__(self, gpus: float = 0.0) -> None:
-        self.gpus = gpus
+    def __init__(self, gpus: float = 0.0, workers: int | None = None) -> None:
+        self.gpus, self.workers = gpus, workers
         self._put: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+
+    def with_workers(self, count: int) -> RayEngine:
+        """The same cluster, but only so many tasks at once."""
+        return RayEngine(self.gpus, count)
 
     def map(
         self, function: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item]
@@ -66,7 +73,7 @@ class RayEngine:
         remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=_RETRIES)(_on_one_thread)
         parts = [self._once(part) for part in shared]
         waiting: deque[Any] = deque()
-        most = max(_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)), 2)
+        most = self.workers or max(_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)), 2)
         try:
             for item in items:
                 if len(waiting) >= most:
@@ -100,8 +107,10 @@ class RayEngine:
         # Workers hold a model each: as many as there are items, cores or GPUs to hold them.
         resources = ray.cluster_resources()
         room = resources.get("GPU", 0) / self.gpus if self.gpus else resources.get("CPU", 1)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # As bytes: items are Python's objects, whatever Arrow would make of them.
         found = ray.data.from_items(
-            [{"item": item} for item in items], override_num_blocks=len(items)
+            [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
         ).map_batches(
             _Holder,
             fn_constructor_kwargs={"worker": worker, "options": dict(options)},
@@ -112,7 +121,7 @@ class RayEngine:
         )
         with _plain_errors():
             for row in found.iter_rows():
-                yield row["found"]
+                yield pickle.loads(row["found"])
 
 
 def _on_one_thread(function: Callable[[Any, Any], Any], item: Any, *shared: Any) -> Any:
@@ -130,7 +139,7 @@ class _Holder:
         self.made = worker(**options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        return {"found": [self.made(item) for item in batch["item"]]}
+        return {"found": [pickle.dumps(self.made(pickle.loads(item))) for item in batch["item"]]}
 
 
 def _got(reference: Any) -> Any:

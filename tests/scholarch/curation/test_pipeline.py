@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scholarch.curation.pipeline import Curation, Outcome
 from scholarch.curation.recipe import SetSection, load_curation
@@ -15,7 +14,7 @@ from scholarch.data.catalog import open_source
 from scholarch.data.mixture import Mixture
 from scholarch.errors import UserError
 from scholarch.storage.objects import FolderObjects
-from tiny_curation import RECIPE, embedders, write_pictures, write_recipe
+from tiny_curation import embedders, write_pictures, write_recipe
 
 
 def curate(folder: Path, *overrides: str, engine: Engine | None = None) -> Outcome:
@@ -177,6 +176,8 @@ def test_quotas_and_a_pool_of_two(folder: Path) -> None:
     assert [len(one.source) for one in part.source.parts] == [9, 5]
 
 
-def test_the_recipe_of_the_documentation() -> None:
-    assert RECIPE.keys() >= {"pool", "embed", "mix"}
-    assert np.isfinite(RECIPE["deduplicate"]["threshold"])
+def test_the_recipe_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "curation.md").read_text()
+    path = tmp_path / "curation.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    assert load_curation(str(path)).results[:2] == ["sample", "deduplicated"]

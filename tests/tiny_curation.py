@@ -92,12 +92,15 @@ def drawn_backbone() -> Backbone:
 
 
 def embedders(recipe: CurationRecipe) -> dict[str, Embedder]:
-    """The model of the recipe."""
-    backbone = drawn_backbone()
-    view = EvaluationView(32, MEAN, STD)
-    name = recipe.embed.model
-    made = Embedder(name, "0" * 64, backbone.eval(), view, "fp32", recipe.embed.stored, recipe.embed.batch)
-    return {name: made}
+    """The models of the recipe, which are one."""
+    backbone, view = drawn_backbone().eval(), EvaluationView(32, MEAN, STD)
+    other = recipe.deduplicate.model if recipe.deduplicate else None
+    section = recipe.embed
+    return {
+        name: Embedder(name, name, backbone, view, "fp32", section.stored, section.batch)
+        for name in (section.model, other)
+        if name
+    }
 
 
 def write_model(folder: Path) -> Path:

@@ -100,8 +100,6 @@ class Curation:
             RunFailed: if workers cannot go on.
         """
         recipe = self.recipe
-        for name in self.sets:
-            self._embedded(name, recipe.embed.model)
         told = Outcome(self._rows("pool"), self.results, self.reused)
         kept = np.arange(len(told.rows))
         inputs = dict(told.rows.keys)

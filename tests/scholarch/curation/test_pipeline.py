@@ -163,6 +163,20 @@ def test_more_clusters_than_pictures(folder: Path) -> None:
         curate(folder, "cluster.levels=[{clusters: 500}]")
 
 
+def test_a_model_of_its_own_for_copies(folder: Path) -> None:
+    one, other = curate(folder), curate(folder, "deduplicate.model=copies")
+    assert set(other.results) - set(one.results) == {"embed-copies/pool/web", "embed-copies/evaluations/test"}
+    assert other.chosen["deduplicated"].tolist() == one.chosen["deduplicated"].tolist()
+    assert other.results["deduplicate"].inputs != one.results["deduplicate"].inputs
+
+
+def test_retrieval_from_clusters(folder: Path) -> None:
+    form = "{like: [known], form: cluster, each: 3, more_than: 0, cap: 5, clusters: {clusters: 6, rounds: 0}}"
+    told = curate(folder, f"retrieve.more={form}", "mix.found.of=retrieve/more")
+    assert told.results["retrieve/more"].counts["pictures out"] == 5
+    assert set(told.chosen["retrieve/more"]) <= set(told.chosen["deduplicated"])
+
+
 def test_quotas_and_a_pool_of_two(folder: Path) -> None:
     told = curate(
         folder,

@@ -7,12 +7,13 @@ from scholarch.config.command import (
     ALIGN_RECIPE,
     align_arguments,
     backbone_override,
+    curate_arguments,
     evaluate_arguments,
     pretrain_arguments,
 )
 from torchx import specs
 
-from scholarch_jobs.rendering import IMAGE, app, resource_of, stages
+from scholarch_jobs.rendering import IMAGE, app, ray_app, resource_of, stages
 
 
 def pretrain(
@@ -175,6 +176,91 @@ def evaluate(
     return app(
         evaluate_arguments(model, data=data),
         {"name": name, "model": model, "data": data},
+        image=image,
+        resource=resource_of(resource, cpu, gpu, memory),
+        processes=1,
+        env=env,
+        mounts=mounts,
+        retries=retries,
+    )
+
+
+def ray(
+    *overrides: str,
+    recipe: list[str] | None = None,
+    data: str = "",
+    run: str = "",
+    resume: bool = False,
+    workers: str = "1",
+    address: str = "",
+    gpus: bool = False,
+    failures: int = 3,
+    cpu: int = 2,
+    memory: int = 4096,
+    image: str = IMAGE,
+    env: dict[str, str] | None = None,
+) -> specs.AppDef:
+    """Pretrains a backbone on the workers of Ray Train: `pretrain` for teams that have a Ray cluster.
+
+    Args:
+        overrides: changes to the recipe, as key.path=value
+        recipe: name of a recipe or path of its file; several, with commas, are stages that follow one another
+        data: folder, data set name or URL that replaces the recipe's data
+        run: run folder or s3://BUCKET/PREFIX that all workers reach
+        resume: go on from the newest checkpoint in the run folder (True or False)
+        workers: N, or MIN:MAX for a run that may lose and gain workers
+        address: of the Ray cluster; one begins here when empty
+        gpus: each worker has a GPU (True or False)
+        failures: faults after which workers are started again
+        cpu: cores of the node that starts the run
+        memory: megabytes of that node
+        image: container image, where the scheduler runs containers
+        env: environment, as KEY=VALUE,KEY=VALUE
+    """
+    verb = pretrain_arguments(recipe or [], run=run, resume=resume, data=data, overrides=overrides)
+    return ray_app(
+        verb, workers, address, gpus, failures, image=image, resource=resource_of("", cpu, 0, memory), env=env
+    )
+
+
+def curate(
+    *overrides: str,
+    recipe: str,
+    run: str = "",
+    ray: str = "",
+    name: str = "",
+    resource: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 8192,
+    image: str = IMAGE,
+    env: dict[str, str] | None = None,
+    mounts: list[str] | None = None,
+    retries: int = 0,
+) -> specs.AppDef:
+    """Makes a training set of pools of pictures: `scholarch curate` on one node, or on a Ray cluster that runs.
+
+    Args:
+        overrides: changes to the recipe, as key.path=value
+        recipe: path of the recipe's file
+        run: folder or s3://BUCKET/PREFIX for the results; chosen for you when empty
+        ray: address of a Ray cluster; one begins on the node when empty
+        name: name of the app; a new one when empty
+        resource: a node by name, such as cpu_16, in place of cpu, gpu and memory
+        cpu: cores of the node
+        gpu: GPUs of the node
+        memory: megabytes of the node
+        image: container image, where the scheduler runs containers
+        env: environment, as KEY=VALUE,KEY=VALUE
+        mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
+        retries: times that the scheduler starts the job again; it goes on where it was
+
+    Raises:
+        ComponentValidationException: there is no such resource
+    """
+    return app(
+        curate_arguments(recipe, run=run, ray=ray, overrides=overrides),
+        {"name": name, "run": run},
         image=image,
         resource=resource_of(resource, cpu, gpu, memory),
         processes=1,

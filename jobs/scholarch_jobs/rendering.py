@@ -85,6 +85,33 @@ def app(
     return specs.AppDef(name=verb[0], roles=[role])
 
 
+def ray_app(
+    verb: Sequence[str],
+    workers: str,
+    address: str,
+    gpus: bool,
+    failures: int,
+    *,
+    image: str,
+    resource: specs.Resource,
+    env: Mapping[str, str] | None = None,
+) -> specs.AppDef:
+    """An app whose one role starts a verb on the workers of Ray Train."""
+    _find_python()
+    arguments = ["-m", "scholarch_jobs.ray_launcher", "--workers", workers, "--failures", str(failures)]
+    arguments += ["--ray", address] if address else []
+    arguments += ["--gpus"] if gpus else []
+    role = specs.Role(
+        name=verb[0],
+        image=image,
+        entrypoint=LAUNCHER[0],
+        args=[*arguments, "--", *verb],
+        env=dict(env or {}),
+        resource=resource,
+    )
+    return specs.AppDef(name=verb[0], roles=[role])
+
+
 def resource_of(name: str, cpu: int, gpu: int, memory: int) -> specs.Resource:
     """A named resource, or one of so many cores, GPUs and megabytes.
 

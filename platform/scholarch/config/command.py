@@ -62,6 +62,16 @@ def evaluate_arguments(
     return ["evaluate", model, *(["--data", data] if data else []), "--json"]
 
 
+def curate_arguments(
+    recipe: str, *, run: str = "", ray: str = "", overrides: Sequence[str] = ()
+) -> list[str]:
+    """`curate ...`."""
+    arguments = ["curate", "--recipe", recipe]
+    arguments += ["--run", run] if run else []
+    arguments += ["--ray", ray] if ray else []
+    return [*arguments, *overrides]
+
+
 def launch_arguments(
     verb: Sequence[str],
     *,

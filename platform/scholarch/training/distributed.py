@@ -109,6 +109,7 @@ def world() -> Iterator[World]:
     """The world that the launcher's environment describes; one process without a launcher."""
     heartbeat = Heartbeat.from_environment()
     with heartbeat.living():
+        joined = dist.is_initialized()  # by another launcher, which leaves the group itself
         device, mesh = _connect()
         size = dist.get_world_size()
         try:
@@ -123,7 +124,8 @@ def world() -> Iterator[World]:
                 heartbeat=heartbeat,
             )
         finally:
-            dist.destroy_process_group()
+            if not joined:
+                dist.destroy_process_group()
 
 
 def alone(device_type: str) -> DeviceMesh:
@@ -138,14 +140,16 @@ def collective_timeout() -> timedelta:
 
 
 def _connect() -> tuple[torch.device, DeviceMesh]:
-    """Joins the process group; gives this process's device and the mesh over all."""
+    """Joins the process group, unless that is done; gives this process's device and the mesh over all."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if size > 1:
+    if dist.is_initialized():
+        size = dist.get_world_size()
+    elif size > 1:
         dist.init_process_group(backend, timeout=collective_timeout())
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

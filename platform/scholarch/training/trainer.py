@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -52,7 +53,10 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals while the context lasts."""
+        """Takes the signals while the context lasts; in a thread of another launcher they are that one's."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield

@@ -1,4 +1,4 @@
-"""What Ray workers are given to do: they import it, and find it since Ray hands on where modules lie."""
+"""What Ray workers are given to do; they import it."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tasks_of_workers
 from scholarch.curation.hierarchy import hierarchical_kmeans
 from scholarch.curation.kmeans import KMeansOptions
 from scholarch.curation.vectors import ArrayVectors, in_process
@@ -21,8 +23,12 @@ STORE_BYTES = 100 << 20
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RayEngine]:
-    with ray_engine("", 4, STORE_BYTES) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers import what they are given to do.
+        folders = [str(Path(tasks_of_workers.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        with ray_engine("", 4, STORE_BYTES) as found:
+            yield found
 
 
 def test_a_killed_worker_changes_nothing(engine: RayEngine, tmp_path: Path) -> None:

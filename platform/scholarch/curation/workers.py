@@ -189,7 +189,9 @@ def ray_engine(address: str, cpus: int | None, object_store_bytes: int | None = 
         "object_store_memory": object_store_bytes,
     }
     try:
-        ray.init(**({"address": address} if address else begun), log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            **({"address": address} if address else begun), log_to_driver=False, logging_level=logging.ERROR
+        )
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"there is no Ray cluster: {error}", where=f"--ray {address}", fix="start one, or leave --ray out"

@@ -181,6 +181,8 @@ def ray_engine(address: str, cpus: int | None, object_store_bytes: int | None = 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's own 30 s are too few on a machine that is busy.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     import ray
 
     begun: dict[str, Any] = {

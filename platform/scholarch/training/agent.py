@@ -37,13 +37,14 @@ FAULT_SECONDS = 5.0
 """What the others have to end in when one failed; they wait for it and cannot save."""
 
 
-def exit_code(codes: Collection[int], *, interrupted: bool = False) -> int:
+def exit_code(codes: Collection[int], *, interrupted: bool = False, saved: bool = False) -> int:
     """A node's exit code for those of its workers; a negative one is the number of a signal.
 
     Args:
         codes: of all workers, or of those that did not end with 0.
         interrupted: the node itself was asked to end, so that a worker which SIGTERM met before it
             could answer has lost nothing.
+        saved: the workers were killed when all that they had done was in a checkpoint.
     """
     ended = set(codes)
     if EXIT_WRONG_INPUT in ended:
@@ -51,7 +52,8 @@ def exit_code(codes: Collection[int], *, interrupted: bool = False) -> int:
     if not ended - {EXIT_DONE}:
         return EXIT_DONE
     # The agent sends SIGTERM to the workers that outlive the first one to go.
-    if (EXIT_INTERRUPTED in ended or interrupted) and ended <= {EXIT_DONE, EXIT_INTERRUPTED, -signal.SIGTERM}:
+    harmless = {EXIT_DONE, EXIT_INTERRUPTED, -signal.SIGTERM} | ({-signal.SIGKILL} if saved else set())
+    if (EXIT_INTERRUPTED in ended or interrupted) and ended <= harmless:
         return EXIT_INTERRUPTED
     return EXIT_FAULT
 
@@ -87,13 +89,18 @@ class Agent(LocalElasticAgent):
         self.cause, self.cause_rank = "", -1
         self.watch = Watch(folder / "heartbeats", stall)
         self._grace, self._elastic, self._deadline = grace, elastic, 0.0
-        self._started = self._joining = False
+        self._started = self._joining = self._overtime = False
         self._committed = -1
 
     @property
     def started(self) -> bool:
         """Whether workers ran."""
         return self._started
+
+    @property
+    def saved(self) -> bool:
+        """Whether workers were killed that had saved everything and did not end in time."""
+        return self._overtime and self.watch.saved
 
     def handle_signals(self) -> None:
         """Lets `on_signal` answer SIGTERM and SIGINT."""
@@ -132,7 +139,7 @@ class Agent(LocalElasticAgent):
         if self._started:
             os.environ["SCHOLARCH_RESTART"] = "1"
             self._say_world(worker_group)
-        self._started, self._deadline = True, 0.0
+        self._started, self._deadline, self._overtime = True, 0.0, False
         self.cause, self.cause_rank = "", -1
         self.watch.start()
         os.environ[FOLDER] = str(self.watch.folder)
@@ -209,8 +216,11 @@ class Agent(LocalElasticAgent):
             self._deadline = now + (1.0 if wrong_input else self._grace)
             if not wrong_input:
                 self._send(signal.SIGTERM)
-        if now >= self._deadline and not wrong_input:
-            say(f"error: a worker did not end within {self._grace:g} s of the signal; killed")
+        if now >= self._deadline and not wrong_input and not self._overtime:
+            self._overtime = True
+            late = f"a worker did not end within {self._grace:g} s of the signal; killed"
+            self.watch.read()
+            say(f"{late}; step {self.watch.step} is saved" if self.saved else f"error: {late}")
             self._send(signal.SIGKILL)
         return now < self._deadline
 
@@ -242,7 +252,7 @@ class Agent(LocalElasticAgent):
                 (os.kill if number is signal.SIGTERM else os.killpg)(pid, number)
 
     def _report(self, failures: dict[int, int]) -> None:
-        code = exit_code(failures.values(), interrupted=self.signal is not None)
+        code = exit_code(failures.values(), interrupted=self.signal is not None, saved=self.saved)
         if code == EXIT_INTERRUPTED:
             return
         first = self._worker_group.workers[0].global_rank

@@ -216,7 +216,7 @@ def _run(agent: Agent, ending: Ending) -> int:
     try:
         result = agent.run()
         codes = [failure.exitcode for failure in result.failures.values()]
-        code = exit_code(codes, interrupted=agent.signal is not None)
+        code = exit_code(codes, interrupted=agent.signal is not None, saved=agent.saved)
     except SignalException:
         code = EXIT_DONE if agent.get_worker_group().state is WorkerState.SUCCEEDED else EXIT_INTERRUPTED
     finally:

@@ -74,6 +74,11 @@ class Watch:
         """Step of the newest checkpoint that a worker here knows of; -1: none."""
         return max((beat.committed for beat in self.beats.values()), default=-1)
 
+    @property
+    def saved(self) -> bool:
+        """Whether every step that a worker here finished is in a checkpoint."""
+        return self.committed >= max((beat.step for beat in self.beats.values()), default=0) > 0
+
     def reason(self, local_rank: int) -> str:
         """What ended a worker, in its own words; empty when it could not say."""
         path = self.folder / f"{local_rank}.reason"

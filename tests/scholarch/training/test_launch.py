@@ -222,6 +222,28 @@ def test_worker_that_does_not_end_is_killed(stand_in: Callable[[str], Path]) -> 
     assert not Path(f"/proc/{(folder / 'pid').read_text()}").exists()
 
 
+def test_worker_that_has_saved_and_does_not_end_has_lost_nothing(stand_in: Callable[[str], Path]) -> None:
+    folder = stand_in("""
+        from scholarch.training.heartbeat import Heartbeat
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        heartbeat = Heartbeat.from_environment()
+        with heartbeat.living(), heartbeat.training(0):
+            heartbeat.beat(3, int(sys.argv[2]))
+            (folder / "up").touch()
+            time.sleep(300)
+    """)
+    for committed, expected, said in (
+        (3, 75, "killed; step 3 is saved"),
+        (2, 1, "error: a worker did not end"),
+    ):
+        (folder / "up").unlink(missing_ok=True)
+        started = Started(folder, grace=0.5, arguments=(str(folder), str(committed)))
+        wait_for(folder / "up")
+        started.signal(signal.SIGTERM)
+        code, output = started.end()
+        assert (code, output.count(said)) == (expected, 1), output
+
+
 def test_signal_while_waiting_for_other_nodes(stand_in: Callable[[str], Path]) -> None:
     folder = stand_in("(folder / 'up').touch()")
     started = Started(folder, nodes=(2, 2), rendezvous=f"localhost:{free_port()}")

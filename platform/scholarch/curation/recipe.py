@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from scholarch.config.load import merge, parse_override, parse_yaml, validated
+from scholarch.config.load import parse_override, parse_yaml, validated
+from scholarch.config.resolve import merge
 from scholarch.config.schema import Section
 from scholarch.curation.kmeans import KMeansOptions
 from scholarch.curation.neighbours import NeighbourOptions

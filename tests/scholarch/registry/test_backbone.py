@@ -57,7 +57,7 @@ def test_options_are_readable_json(tmp_path: Path) -> None:
     described = json.loads((tmp_path / OPTIONS_NAME).read_text())
     assert (described["width"], described["patch"], described["format"]) == (16, 4, 1)
     assert described["model"]["rope"]["base"] == 10.0
-    assert described["preprocessing"] == {"size": 8, "mean": [0.5, 0.25], "std": [0.2, 0.1]}
+    assert described["preprocessing"] == {"size": 8, "mean": [0.5, 0.25], "std": [0.2, 0.1], "merges": ""}
 
 
 def test_weights_of_another_architecture_are_refused_before_a_file_is_written(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
         trainer, _ = tiny_trainer(gloo_world(group), folder, recipe)
         honest = trainer.learner.accumulate
 
-        def accumulate(*arguments: Any) -> StepValues:
+        def accumulate(*arguments: Any, **named: Any) -> StepValues:
             trainer.stop.asked = arguments[-1] == stop
-            return honest(*arguments)
+            return honest(*arguments, **named)
 
         trainer.learner.accumulate = accumulate  # type: ignore[method-assign]
         outcome, finished = trainer.run(trainer.begin())

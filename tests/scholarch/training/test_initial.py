@@ -182,7 +182,9 @@ def test_patches_of_a_teacher_must_be_at_hand() -> None:
 
     check(4)
     check(8, "terms.ibot=null")
-    with pytest.raises(UserError, match=r"terms\.ibot\.teacher: .* of 8 pixels and the student's of 4"):
+    with pytest.raises(
+        UserError, match=r"terms\.ibot\.teacher: .* 2 x 2 on the crops 'global', and the student 4 x 4"
+    ):
         check(8)
     with pytest.raises(UserError, match=r"views\.global\.size: crops 'global' of 16 pixels .* patches of 3"):
         check(3)

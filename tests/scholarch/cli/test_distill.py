@@ -1,11 +1,93 @@
-"""`scholarch distill`: mistakes of its command line."""
+"""`scholarch distill`: each student a run of its own, stopped, failed and gone on with."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from gloo import run_ranks
 from scholarch.cli import main
+from scholarch.cli.sources import open_run
+from scholarch.cli.students import JOB, Job, distil
+from scholarch.config.scale import STEPS
+from scholarch.errors import EXIT_DONE, RunFailed
+from scholarch.storage.records import RECORDS_NAME, read_records
+from scholarch.training.checkpoint import committed
+from tiny_training import gloo_world
+from torch.distributed import ProcessGroup
+
+QUICK = ("data.source=digits", "data.channels=3", "evaluation.at_most=16")
+
+
+def run(
+    group: ProcessGroup, folder: Path, recipe: str, overrides: Sequence[str], resume: bool = False
+) -> int:
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    job = Job("" if resume else recipe, tuple(overrides), "tiny", "run", resume=resume)
+    try:
+        return distil(job, gloo_world(group))
+    except RunFailed as failure:
+        return failure.exit_code
+
+
+def curve(folder: Path, student: str) -> list[float]:
+    records = read_records(folder / "run/students" / student / RECORDS_NAME)
+    return [record["loss/total"] for record in records if "loss/total" in record]
+
+
+def without(*names: str) -> list[str]:
+    return [f"students.{name}=null" for name in names]
+
+
+@pytest.mark.gloo
+def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
+    overrides = [*QUICK, *without("vits16plus", "vitl16", "vith16plus")]
+    assert run_ranks(2, run, tmp_path, "dinov3/distill-vits", overrides) == [EXIT_DONE] * 2
+    whole = {name: curve(tmp_path, name) for name in ("vits16", "vitb16")}
+    for name, losses in whole.items():
+        folder = tmp_path / "run/students" / name
+        assert len(losses) == STEPS
+        assert all(math.isfinite(loss) for loss in losses)
+        assert (folder / "export").is_dir()
+        assert (folder / "report/index.html").is_file()
+        assert open_run(folder).recipe.registered_name == f"dinov3-distill-vits-tiny-{name}"
+    assert whole["vits16"] != whole["vitb16"]
+
+    # As if cut off in the middle, one student further than the other.
+    for name, kept in (("vits16", 8), ("vitb16", 10)):
+        folder = tmp_path / "run/students" / name
+        for checkpoint in committed(folder / "checkpoints"):
+            if checkpoint.step > kept:
+                shutil.rmtree(checkpoint.address)
+        shutil.rmtree(folder / "export")
+    assert run_ranks(2, run, tmp_path, "", [], True) == [EXIT_DONE] * 2
+    for name, losses in whole.items():
+        assert curve(tmp_path, name) == losses
+        assert (tmp_path / "run/students" / name / "export").is_dir()
+    assert json.loads((tmp_path / "run" / JOB).read_text())["recipe"] == "dinov3/distill-vits"
+
+
+@pytest.mark.gloo
+def test_a_student_that_fails_is_named_and_the_others_end(tmp_path: Path) -> None:
+    """ConvNeXts, whose teacher sees smaller crops; one has a learning rate that breaks it."""
+    overrides = [
+        *QUICK,
+        *without("convnext_base", "convnext_large"),
+        "students.convnext_small.optimizer.lr=1e30",
+        "students.convnext_small.optimizer.clip=null",
+    ]
+    codes = run_ranks(2, run, tmp_path, "dinov3/distill-convnext", overrides)
+    assert codes == [1, 1]
+    assert len(curve(tmp_path, "convnext_tiny")) == STEPS
+    assert (tmp_path / "run/students/convnext_tiny/export").is_dir()
+    assert len(curve(tmp_path, "convnext_small")) < STEPS
+    assert not (tmp_path / "run/students/convnext_small/export").exists()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ PARTS = [0, 1, 6, 6, 10]
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(600)
 def test_three_students_are_three_runs(tmp_path: Path) -> None:
     # A middle student of lr 2e-3 from the first step on enlarges rounding a thousandfold, in fp64 too.
     data = job_data("training.steps=50", "optimizer.lr=5e-4", "students.middle.optimizer.lr=2e-4")

@@ -46,6 +46,7 @@ def without(*names: str) -> list[str]:
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(600)
 def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
     overrides = [*QUICK, *without("vits16plus", "vitl16", "vith16plus")]
     assert run_ranks(2, run, tmp_path, "dinov3/distill-vits", overrides) == [EXIT_DONE] * 2
@@ -74,6 +75,7 @@ def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_p
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(600)
 def test_a_student_that_fails_is_named_and_the_others_end(tmp_path: Path) -> None:
     """ConvNeXts, whose teacher sees smaller crops; one has a learning rate that breaks it."""
     overrides = [

@@ -72,13 +72,16 @@ PARTS = [0, 1, 6, 6, 10]
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(600)
 def test_three_students_are_three_runs(tmp_path: Path) -> None:
-    compare(job_data("training.steps=50"), SIZES, PARTS, tmp_path, 1e-5, alike=True)
+    # A middle student of lr 2e-3 from the first step on enlarges rounding a thousandfold, in fp64 too.
+    data = job_data("training.steps=50", "optimizer.lr=5e-4", "students.middle.optimizer.lr=2e-4")
+    compare(data, SIZES, PARTS, tmp_path, 1e-5, alike=True)
 
 
 @pytest.mark.gloo
 def test_three_students_are_three_runs_of_one_process(tmp_path: Path) -> None:
-    """In fp64, since after some forty steps fp32 shows how two processes round otherwise than one."""
+    """In fp64: two processes round otherwise than one."""
     data = job_data("training.steps=8", "training.precision=fp64")
     compare(data, SIZES, PARTS, tmp_path, 1e-9, alike=False)
 

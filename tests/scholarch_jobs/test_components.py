@@ -153,22 +153,11 @@ def test_local_training(tmp_path: Path, processes: int) -> None:
 
 
 def test_ray_and_curate() -> None:
-    with get_runner() as runner:
-        options: dict[str, Any] = {}
-        ray = runner.dryrun_component(
-            "scholarch_jobs.ray",
-            ["--recipe", "demo/digits", "--workers", "2:4", "seed=1"],
-            "local_cwd",
-            options,
-        )
-        curate = runner.dryrun_component(
-            "scholarch_jobs.curate",
-            ["--recipe", "a.yaml", "--run", "runs/a", "sample.pictures=5"],
-            "local_cwd",
-            options,
-        )
-    (role,) = ray._app.roles
+    (role,) = scholarch_jobs.ray("seed=1", recipe=["demo/digits"], workers="2:4").roles
     wanted = ["--workers", "2:4", "--failures", "3", "--", "pretrain", "--recipe", "demo/digits", "seed=1"]
     assert role.args == ["-m", "scholarch_jobs.ray_launcher", *wanted]
-    (role,) = curate._app.roles
+    (role,) = scholarch_jobs.curate("sample.pictures=5", recipe="a.yaml", run="runs/a").roles
     assert role.args[-6:] == ["curate", "--recipe", "a.yaml", "--run", "runs/a", "sample.pictures=5"]
+    with get_runner() as runner:  # TorchX reads their arguments
+        runner.dryrun_component("scholarch_jobs.ray", ["--recipe", "demo/digits", "seed=1"], "local_cwd")
+        runner.dryrun_component("scholarch_jobs.curate", ["--recipe", "a.yaml", "seed=1"], "local_cwd")

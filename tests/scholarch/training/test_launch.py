@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,10 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from meeting_place import free_port, meeting_place
 from scholarch.storage.code import pack, send
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
-from torch.distributed import TCPStore
 
 SECONDS = 120
 
@@ -372,12 +371,6 @@ def test_no_meeting_point(stand_in: Callable[[str], Path], monkeypatch: pytest.M
     assert "Traceback" not in output
 
 
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @pytest.mark.gloo
 def test_two_nodes_form_one_world(stand_in: Callable[[str], Path]) -> None:
     folder = stand_in("""
@@ -412,19 +405,18 @@ def test_nodes_that_end_their_workers_unequally_late_meet_at_once(
         while world == 2 or len(list(folder.glob("3-*"))) < 3:
             time.sleep(0.05)
     """)
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    rendezvous = f"localhost:{store.port}"
+    with meeting_place() as port:
 
-    def start() -> Started:
-        return Started(folder, nodes=(2, 3), rendezvous=rendezvous, run_id="three")
+        def start() -> Started:
+            return Started(folder, nodes=(2, 3), rendezvous=f"localhost:{port}", run_id="three")
 
-    nodes = [start(), start()]
-    limit = time.monotonic() + SECONDS
-    while len(list(folder.glob("2-*"))) < 2:
-        assert time.monotonic() < limit, "two nodes do not begin"
-        time.sleep(0.1)
-    nodes.append(start())
-    assert [node.end()[0] for node in nodes] == [0, 0, 0]
+        nodes = [start(), start()]
+        limit = time.monotonic() + SECONDS
+        while len(list(folder.glob("2-*"))) < 2:
+            assert time.monotonic() < limit, "two nodes do not begin"
+            time.sleep(0.1)
+        nodes.append(start())
+        assert [node.end()[0] for node in nodes] == [0, 0, 0]
     assert len(list(folder.glob("2-*"))) == 2
 
 

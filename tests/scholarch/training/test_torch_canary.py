@@ -15,7 +15,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore, run
+from meeting_place import meeting_place
+from torch.distributed import run
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 SECONDS = 120
@@ -48,21 +49,21 @@ def agent(port: int, folder: Path, setting: str) -> None:
 def start(tmp_path: Path) -> Iterator[Callable[[str], ForkProcess]]:
     """Starts a node whose workers wait for `tmp_path/finish`; the store stands outside all of them."""
     (tmp_path / "worker.py").write_text(WORKER)
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     began: list[ForkProcess] = []
 
     def starts(setting: str) -> ForkProcess:
         context = multiprocessing.get_context("fork")
-        process: ForkProcess = context.Process(target=agent, args=(store.port, tmp_path, setting))
+        process: ForkProcess = context.Process(target=agent, args=(port, tmp_path, setting))
         process.start()
         began.append(process)
         return process
 
-    yield starts
-    (tmp_path / "finish").touch()
-    for process in began:
-        process.join(5)
-        process.kill()
+    with meeting_place() as port:
+        yield starts
+        (tmp_path / "finish").touch()
+        for process in began:
+            process.join(5)
+            process.kill()
 
 
 def wait_for(until: Callable[[], bool], what: str) -> None:

@@ -162,9 +162,7 @@ def test_signals_to_the_group_leave_workers_alive() -> None:
         from scholarch.data.catalog import open_source
         from scholarch.data.loader import Cut, StepLoader, StreamDataset
         from scholarch.data.options import ViewOptions
-        from scholarch.data.source import captions
-from scholarch.data.stream import SampleStream
-from scholarch.data.tokenizer import Tokenizer
+        from scholarch.data.stream import SampleStream
         from scholarch.data.views import MultiCrop
 
         if __name__ == "__main__":

@@ -26,8 +26,8 @@ def poison(trainer: Trainer, step: int, part: str) -> dict[str, torch.Tensor]:
     """Makes one part of the loss NaN at a step; gives the weights as they were before that step."""
     honest, kept = trainer.learner.accumulate, {}
 
-    def accumulate(*arguments: Any) -> StepValues:
-        values = honest(*arguments)
+    def accumulate(*arguments: Any, **named: Any) -> StepValues:
+        values = honest(*arguments, **named)
         if arguments[-1] == step:
             kept.update(weights(trainer))
             if dist.get_rank() == 1:
@@ -61,8 +61,8 @@ def meets_infinite_gradient(group: ProcessGroup, folder: Path) -> str:
     trainer, _ = tiny_trainer(gloo_world(group), folder, tiny_recipe(*SHORT))
     honest = trainer.learner.accumulate
 
-    def accumulate(*arguments: Any) -> StepValues:
-        values = honest(*arguments)
+    def accumulate(*arguments: Any, **named: Any) -> StepValues:
+        values = honest(*arguments, **named)
         weight = next(trainer.learner.student.heads["dino"].parameters())
         assert weight.grad is not None
         weight.grad = weight.grad * math.inf
@@ -83,9 +83,9 @@ def is_stopped_on_rank_one(group: ProcessGroup, folder: Path) -> tuple[str, int]
     trainer, _ = tiny_trainer(gloo_world(group), folder, tiny_recipe(*SHORT))
     honest = trainer.learner.accumulate
 
-    def accumulate(*arguments: Any) -> StepValues:
+    def accumulate(*arguments: Any, **named: Any) -> StepValues:
         trainer.stop.asked = dist.get_rank() == 1 and arguments[-1] == 2
-        return honest(*arguments)
+        return honest(*arguments, **named)
 
     trainer.learner.accumulate = accumulate  # type: ignore[method-assign]
     return trainer.run()

@@ -86,7 +86,7 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             merged.pop(key, None)
         elif key == "model" and _other_kind(merged.get(key), value):
-            merged[key] = value
+            merged[key] = merge({}, value)
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         else:

@@ -69,7 +69,9 @@ def each_picture(model: VisionTransformer, views: Sequence[Views]) -> list[Featu
             for i in range(count)
         ]
         parts = [model([one], DRAWS)[0] for one in ones]
-        found.append(Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))))
+        found.append(
+            Features(*(torch.cat(tensors) for tensors in zip(*(part[:4] for part in parts), strict=True)))
+        )
     return found
 
 
@@ -77,7 +79,7 @@ def backward(model: VisionTransformer, features: Sequence[Features]) -> dict[str
     weights = torch.Generator().manual_seed(0)
     total = torch.zeros((), dtype=torch.float64)
     for group in features:
-        for tensor in group:
+        for tensor in filter(lambda part: part is not None, group):
             total = total + (torch.rand(tensor.shape, generator=weights) * tensor.square()).sum()
     model.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]

@@ -9,19 +9,29 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 
 class MlflowServer:
-    """`mlflow server` on a port of loopback, with SQLite and a local artifact folder behind it."""
+    """`mlflow server` on a port of loopback, with SQLite and a local artifact folder behind it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its files.
+        options: more words of the command.
+        environment: more variables than this process has.
+    """
+
+    def __init__(
+        self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.folder = folder
+        self.folder, self.options = folder, options
+        self.environment = {**os.environ, **(environment or {})}
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -31,9 +41,11 @@ class MlflowServer:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), *self.options]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=self.environment
+            )
         deadline = time.monotonic() + 240
         while not self._healthy():
             if time.monotonic() > deadline or self.process.poll() is not None:

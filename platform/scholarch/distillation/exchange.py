@@ -26,9 +26,9 @@ from torch import Tensor
 
 from scholarch.data.batch import MicroBatch
 from scholarch.data.loader import StepLoader, StreamDataset
-from scholarch.objectives.term import Output, Share
+from scholarch.objectives.term import Output
 from scholarch.training.distributed import World
-from scholarch.training.learner import project, teacher_features
+from scholarch.training.learner import project, share_of, teacher_features
 from scholarch.training.networks import DTYPES, Network
 from scholarch.training.trainer import Loader, Stop
 
@@ -284,7 +284,7 @@ class Exchange:
         made: dict[Pair, list[tuple[np.ndarray, Tensor]]] = {}
         for batch in pictures:
             placed = batch.to(self.world.device, DTYPES[self.precision])
-            share = self._share(step, placed)
+            share = share_of(placed, (0, self.global_batch), self.global_batch, step)
             for name in sorted(wanted):
                 network = self.teachers[name]
                 features = teacher_features(network, placed, share, wanted[name])
@@ -297,22 +297,6 @@ class Exchange:
             pair: (np.concatenate([keys for keys, _ in parts]), torch.cat([rows for _, rows in parts]))
             for pair, parts in made.items()
         }
-
-    def _share(self, step: int, batch: MicroBatch) -> Share:
-        return Share(
-            step=step,
-            global_batch=self.global_batch,
-            positions=batch.positions,
-            micro_batch=(0, self.global_batch),
-            views={name: images.shape[0] for name, images in batch.views.items()},
-            masks=batch.masks,
-            predicted={
-                name: batch.masks[f"{name}/predicted"]
-                for name in batch.views
-                if f"{name}/predicted" in batch.masks
-            },
-            places=batch.places,
-        )
 
     def _send(
         self,

@@ -6,7 +6,7 @@ Needs torch and NumPy alone. The optimizer, data loading, checkpoints and loggin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -165,18 +165,8 @@ class Learner(nn.Module):
     def _share(
         self, batch: Pictures, bound: tuple[int, int], global_batch: int, step: int, *, whole: bool
     ) -> Share:
-        return Share(
-            step=step,
-            global_batch=global_batch,
-            positions=batch.positions,
-            micro_batch=bound,
-            views={name: images.shape[0] for name, images in batch.views.items()},
-            masks=batch.masks,
-            predicted={
-                name: batch.masks[f"{name}/predicted"]
-                for name in batch.views
-                if f"{name}/predicted" in batch.masks
-            },
+        return replace(
+            share_of(batch, bound, global_batch, step),
             grids={
                 name: _grid(self.student, images)
                 for name, images in batch.views.items()
@@ -192,7 +182,6 @@ class Learner(nn.Module):
                 if isinstance(teacher, Network)
             },
             group=self.group,
-            places=batch.places,
             whole=whole,
         )
 
@@ -296,6 +285,24 @@ def _tokens(features: Features, output: Output, share: Share) -> tuple[Tensor, t
     chosen = share.chosen(output.view, predicted=output.tokens == "predicted")
     rows = features.patches.flatten(0, 1).index_select(0, chosen)
     return rows, (rows.shape[0],)
+
+
+def share_of(batch: Pictures, bound: tuple[int, int], global_batch: int, step: int) -> Share:
+    """What a batch alone says of its share: arguments as of `Learner.accumulate`; no grids, no group."""
+    return Share(
+        step=step,
+        global_batch=global_batch,
+        positions=batch.positions,
+        micro_batch=bound,
+        views={name: images.shape[0] for name, images in batch.views.items()},
+        masks=batch.masks,
+        predicted={
+            name: batch.masks[f"{name}/predicted"]
+            for name in batch.views
+            if f"{name}/predicted" in batch.masks
+        },
+        places=batch.places,
+    )
 
 
 def project(

@@ -12,6 +12,7 @@ from typing import Any
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
+from kubernetes.dynamic.exceptions import ConflictError
 from scholarch.config.training_run import GROUP, KIND, PLURAL, VERSION
 
 Manifest = dict[str, Any]
@@ -58,10 +59,18 @@ class Api:
         )
 
     def replace(self, namespace: str, name: str, spec: Manifest) -> None:
-        """Gives a run another spec, whole."""
-        body = self.get(namespace, name)
-        assert body is not None
-        self.runs.replace(body={**body, "spec": spec}, name=name, namespace=namespace)
+        """Gives a run another spec, whole, whatever the operator writes into its status meanwhile."""
+
+        def replaced() -> bool:
+            body = self.get(namespace, name)
+            assert body is not None
+            try:
+                self.runs.replace(body={**body, "spec": spec}, name=name, namespace=namespace)
+            except ConflictError:  # of what was read a moment ago, and not of the spec
+                return False
+            return True
+
+        wait_for("the spec's replacement", replaced, 60)
 
     def get(
         self, namespace: str, name: str, kind: str = KIND, version: str = f"{GROUP}/{VERSION}"

@@ -11,7 +11,7 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 from runs_api import Api
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "scholarch_operator/invalid_specs.yaml").read_text())
 
 

@@ -1,13 +1,10 @@
 """Runs a function on several real processes that talk over gloo.
 
-The processes are forked by a clean server that has torch loaded, not by the test's own process: a
-process that ran a backward pass cannot be forked safely. Functions travel by value, so a function
-inside a test may be given too.
+Functions travel by value, so a function inside a test may be given too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import sys
 import tempfile
@@ -21,6 +18,7 @@ from typing import Any, TypeVar
 import cloudpickle
 import torch
 import torch.distributed as dist
+from processes import clean_context
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 120
@@ -60,8 +58,7 @@ def run_ranks(world: int, fn: Callable[..., T], *args: Any) -> list[T]:
     Raises:
         AssertionError: with the traceback of the first rank that failed or hung.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "scholarch.training.assemble"])
+    context = clean_context()
     work = _by_value(fn, args)
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")

@@ -1,17 +1,13 @@
-"""A store at which nodes meet, in a process of its own.
-
-The test's process must not host it: it forks nodes, and a fork while the store's threads answer a node that is
-there already may inherit a lock that nobody releases.
-"""
+"""A store at which nodes meet, in a process of its own."""
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from processes import start_process
 from scholarch.training.store import serve
 
 SECONDS = 60
@@ -28,8 +24,7 @@ def free_port() -> int:
 def meeting_place() -> Iterator[int]:
     """The port of a store that answers."""
     port = free_port()
-    process = multiprocessing.get_context("fork").Process(target=serve, args=(port,))
-    process.start()
+    process = start_process(serve, port)
     try:
         limit = time.monotonic() + SECONDS
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -13,49 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
 from meeting_place import free_port, meeting_place
+from nodes import SECONDS, Started
 from scholarch.storage.code import pack, send
 from scholarch.training.agent import exit_code
-from scholarch.training.launch import SHORT_TIMERS, Launch, launch, main
-
-SECONDS = 120
-
-
-class Started:
-    """A launcher in a process of its own, forked so that torch is not imported again."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.output = folder / f"output-{time.monotonic_ns()}"
-        request = Launch(**{"arguments": (str(folder),), "module": "stand_in", **options})
-        self.process: ForkProcess = multiprocessing.get_context("fork").Process(
-            target=self._main, args=(request,)
-        )
-        self.process.start()
-
-    def _main(self, request: Launch) -> None:
-        with self.output.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = sys.__stdout__
-        sys.stderr = os.fdopen(2, "w")
-        os._exit(launch(request))
-
-    def end(self) -> tuple[int | None, str]:
-        self.process.join(SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            pytest.fail(f"the launcher hangs; so far it wrote:\n{self.output.read_text()}")
-        return self.process.exitcode, self.output.read_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+from scholarch.training.launch import SHORT_TIMERS, main
 
 
 @pytest.fixture
@@ -395,7 +360,7 @@ def test_nodes_that_end_their_workers_unequally_late_meet_at_once(
     stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last call begins when the slowest has come: no round of two in between, which would go on for ever."""
-    monkeypatch.setitem(SHORT_TIMERS, "last_call_timeout", 3)
+    monkeypatch.setitem(SHORT_TIMERS, "last_call_timeout", 8)  # looks are one to two seconds apart
     folder = stand_in("""
         def save(*_):
             time.sleep(5 if rank == 0 else 0)

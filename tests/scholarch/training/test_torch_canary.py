@@ -7,19 +7,17 @@ fails, torch is mended, and the setting in scholarch.training.launch may go.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from meeting_place import meeting_place
-from torch.distributed import run
+from nodes import SECONDS, torchrun_node
+from processes import start_process
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-SECONDS = 120
 WORKER = """
 import os, sys, time
 from pathlib import Path
@@ -33,30 +31,20 @@ TIMERS = "is_host=false,read_timeout=6,last_call_timeout=8,keep_alive_interval=1
 last call of 1 s two of three nodes may form a round without the third, again and again."""
 
 
-def agent(port: int, folder: Path, setting: str) -> None:
-    """The torchrun command of one node, with torch loaded already."""
-    os.environ[SHARING] = setting
-    log = os.open(folder / f"log-{os.getpid()}", os.O_CREAT | os.O_WRONLY)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    words = ["--nnodes=2:3", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
-    words += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=canary", f"--rdzv-conf={TIMERS}"]
-    words += ["--monitor-interval=0.1", "--local-addr=localhost"]
-    run.main([*words, str(folder / "worker.py"), str(folder)])
-
-
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], ForkProcess]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ForkServerProcess]]:
     """Starts a node whose workers wait for `tmp_path/finish`; the store stands outside all of them."""
     (tmp_path / "worker.py").write_text(WORKER)
-    began: list[ForkProcess] = []
+    began: list[ForkServerProcess] = []
 
-    def starts(setting: str) -> ForkProcess:
-        context = multiprocessing.get_context("fork")
-        process: ForkProcess = context.Process(target=agent, args=(port, tmp_path, setting))
-        process.start()
-        began.append(process)
-        return process
+    def starts(setting: str) -> ForkServerProcess:
+        monkeypatch.setenv(SHARING, setting)
+        words = ["--nnodes=2:3", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+        words += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=canary", f"--rdzv-conf={TIMERS}"]
+        words += ["--monitor-interval=0.1", "--local-addr=localhost"]
+        words += [str(tmp_path / "worker.py"), str(tmp_path)]
+        began.append(start_process(torchrun_node, tmp_path / f"log-{len(began)}", words))
+        return began[-1]
 
     with meeting_place() as port:
         yield starts
@@ -73,7 +61,9 @@ def wait_for(until: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def join_later(start: Callable[[str], ForkProcess], folder: Path, setting: str) -> list[ForkProcess]:
+def join_later(
+    start: Callable[[str], ForkServerProcess], folder: Path, setting: str
+) -> list[ForkServerProcess]:
     """Two nodes, and a third when they work."""
     nodes = [start(setting), start(setting)]
     wait_for(lambda: len(list(folder.glob("up-2-*"))) == 2, "two nodes do not begin")
@@ -82,7 +72,7 @@ def join_later(start: Callable[[str], ForkProcess], folder: Path, setting: str) 
 
 @pytest.mark.gloo
 def test_default_a_node_that_joins_ends_every_agent(
-    start: Callable[[str], ForkProcess], tmp_path: Path
+    start: Callable[[str], ForkServerProcess], tmp_path: Path
 ) -> None:
     nodes = join_later(start, tmp_path, "0")
     wait_for(lambda: not any(node.is_alive() for node in nodes), "torch is mended: some agent lives on")
@@ -91,7 +81,9 @@ def test_default_a_node_that_joins_ends_every_agent(
 
 
 @pytest.mark.gloo
-def test_ours_a_node_that_joins_is_taken_in(start: Callable[[str], ForkProcess], tmp_path: Path) -> None:
+def test_ours_a_node_that_joins_is_taken_in(
+    start: Callable[[str], ForkServerProcess], tmp_path: Path
+) -> None:
     nodes = join_later(start, tmp_path, "1")
     wait_for(lambda: len(list(tmp_path.glob("up-3-*"))) == 3, "three nodes do not begin")
     (tmp_path / "finish").touch()

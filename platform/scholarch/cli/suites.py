@@ -25,7 +25,8 @@ from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed
 from scholarch.evaluation.face import Confusion, Outcome
 from scholarch.evaluation.runner import Plan, extract_all, fingerprint, open_data, run_share, samples_read
 from scholarch.evaluation.suite import Suite, load_suite
-from scholarch.registry.evidence import EXPERIMENT, MODEL_TAG, SUITE_TAG
+from scholarch.registry.client import tracking_uri
+from scholarch.registry.evidence import EXPERIMENT, MODEL_TAG, SUITE_TAG, put_on_card
 from scholarch.registry.outbox import Data
 from scholarch.registry.tracking import Tracker, known_run
 from scholarch.report.evaluations import draw_confusion, draw_tiles
@@ -45,8 +46,6 @@ from scholarch.training.distributed import World
 from scholarch.training.trainer import Stop
 
 FEATURES = "features"
-
-
 PATIENCE = timedelta(days=1)
 TRACKING_SECONDS = 120.0
 
@@ -254,7 +253,11 @@ def _track(found: Found, result: Result) -> str:
         for picture in sorted(result.pictures):
             tracker.file(folder / PICTURES / picture, PICTURES)
         tracker.finish("FINISHED", timeout=TRACKING_SECONDS)
-        return f"MLflow did not take the result: {tracker.trouble}." if tracker.trouble else ""
+        if tracker.trouble:
+            return f"MLflow did not take the result: {tracker.trouble}."
+        if missing := put_on_card(tracking_uri(folder), result, tracker.page or f"runs:/{tracker.run_id}"):
+            print(f"the result is not on the version's card: {missing}", file=sys.stderr)
+        return ""
 
 
 def _show(asked: Asked, to: str, result: Result) -> None:

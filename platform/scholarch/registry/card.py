@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scholarch.registry.outbox import Data
+
+DESCRIPTION_LENGTH = 5000
+"""Characters that MLflow keeps of a description: a column of its database."""
+_EVALUATION, _NOT_EVALUATED = "## Evaluation", "Not evaluated."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +64,33 @@ embeddings = model.predict(pandas.DataFrame({{"image": [open("picture.jpg", "rb"
         'Add `params={"return": "patches"}` for patch features. Weights alone: `data/backbone/backbone.safetensors`.',
         "## Data",
         _data_table(card.data),
-        "## Evaluation",
+        _EVALUATION,
         _evaluation_table(card.evaluations),
         "## Licence",
         card.licence or "Not stated. Ask whoever trained it before you pass it on.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def with_suite(card: str, suite: str, metrics: Mapping[str, float], page: str) -> str:
+    """The card with what a suite of evaluations found, in place of what it had of that suite.
+
+    Args:
+        card: in Markdown.
+        suite: its name.
+        metrics: values by name.
+        page: where pictures and samples are: a web address, or any other.
+    """
+    card = card if _EVALUATION in card else f"{card.rstrip()}\n\n{_EVALUATION}\n\n{_NOT_EVALUATED}\n"
+    before, rest = card.split(_EVALUATION, 1)
+    section, licence, after = rest.partition("\n## ")
+    first, *suites = re.split(r"^(?=### )", section.strip(), flags=re.MULTILINE)
+    others = [text.strip() for text in suites if text.splitlines()[0] != f"### {suite}"]
+    link = f"[Pictures and samples]({page})" if page.startswith("http") else f"Pictures and samples: `{page}`"
+    found = f"### {suite}\n\n{link}\n\n{_evaluation_table(metrics)}"
+    kept = first.strip().replace(_NOT_EVALUATED, "")
+    parts = [part for part in (_EVALUATION, kept, *others, found) if part]
+    return before + "\n\n".join(parts) + "\n" + licence + after
 
 
 def _data_table(data: Sequence[Data]) -> str:
@@ -82,7 +108,7 @@ def _data_table(data: Sequence[Data]) -> str:
 
 def _evaluation_table(evaluations: Mapping[str, float]) -> str:
     rows = [(name.removeprefix("evaluation/"), f"{value:.4g}") for name, value in evaluations.items()]
-    return _table(("Measure", "Value"), rows) if rows else "Not evaluated."
+    return _table(("Measure", "Value"), rows) if rows else _NOT_EVALUATED
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

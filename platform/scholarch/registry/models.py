@@ -19,7 +19,7 @@ from torch import Tensor
 from scholarch.errors import RunFailed, UserError
 from scholarch.models import BackboneOptions
 from scholarch.registry.backbone import Preprocessing, assemble, save_backbone
-from scholarch.registry.card import Card, card_text
+from scholarch.registry.card import DESCRIPTION_LENGTH, Card, card_text
 from scholarch.registry.client import connect, missing, reason, refused, tracking_uri
 from scholarch.registry.delivery import known_run
 from scholarch.registry.pyfunc import COLUMN
@@ -30,7 +30,6 @@ _ATTEMPTS = 4
 _DATA = "backbone"
 TIMM = "timm"
 """Folder of a version's artifacts with its checkpoint for timm, where timm has the architecture."""
-_DESCRIPTION_LENGTH = 5000  # a database column of MLflow's
 _REQUIRED = (
     "mlflow",
     "numpy",
@@ -223,7 +222,7 @@ class _Registration:
             model.artifact_location,
             self.run_id,
             tags={**self.tags, "model_id": model.model_id},
-            description=card[:_DESCRIPTION_LENGTH],
+            description=card[:DESCRIPTION_LENGTH],
             model_id=model.model_id,
         )
         link = json.dumps([{"name": self.name, "version": version.version}])

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from scholarch.config.promotion import PolicySpec
 from scholarch.errors import RunFailed, UserError
+from scholarch.registry.card import DESCRIPTION_LENGTH
 from scholarch.registry.client import missing
 from scholarch.registry.decision import Decision
 from scholarch.registry.history import SUFFIX, Act, History, replay
@@ -32,7 +33,6 @@ from scholarch.storage.results import Result
 
 EVIDENCE = "promotion"
 _TAG_LENGTH = 2000
-_DESCRIPTION_LENGTH = 5000
 _ROUNDS = 5
 
 
@@ -199,7 +199,7 @@ class Promoter:
         tags = {key: value[:_TAG_LENGTH] for key, value in act.tags().items() if value}
         source = f"models:/{self._names.model}/{act.after}"
         entry = self._client.create_model_version(
-            self._log, source, run_id, tags=tags, description=description[:_DESCRIPTION_LENGTH]
+            self._log, source, run_id, tags=tags, description=description[:DESCRIPTION_LENGTH]
         )
         number = int(entry.version)
         if act.kind != "refusal":

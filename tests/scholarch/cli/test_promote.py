@@ -157,5 +157,7 @@ def test_the_demo_in_small(
     assert main(["promote", "demo-digits", "--policy", "policy.yaml"]) == 0
     assert "written to" not in capsys.readouterr().out, "the result was found, not made again"
     assert aliases(uri, "demo-digits") == {"champion": "1"}
-    tags = connect(uri).get_model_version("demo-digits", "1").tags
-    assert (tags["recipe"], tags["data"]) == ("demo/digits", "builtin:digits")
+    version = connect(uri).get_model_version("demo-digits", "1")
+    assert (version.tags["recipe"], version.tags["data"]) == ("demo/digits", "builtin:digits")
+    section = version.description.split("## Evaluation")[1].split("## Licence")[0]
+    assert section.count("### digits\n\nPictures and samples: `runs:/") == 1

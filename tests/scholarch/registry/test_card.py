@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scholarch.registry.card import Card, card_text
+from scholarch.registry.card import Card, card_text, with_suite
 from scholarch.registry.outbox import Data
 
 
@@ -37,3 +37,31 @@ def test_what_is_not_known_is_said() -> None:
     assert 'load_model("models:/dino/latest")' in text
     for words in ("Not recorded.", "Not evaluated.", "Not stated."):
         assert words in text
+
+
+def test_suites_stand_under_evaluation_the_newest_of_each() -> None:
+    card = card_text(Card(recipe="mine", licence="Apache-2.0"), "dino", None, width=4, size=8)
+    for value in (0.5, 0.75):
+        card = with_suite(card, "digits", {"knn/top1": value}, "https://mlflow/run")
+    card = with_suite(card, "scenes", {"depth/rmse": 2.0}, "runs:/abc")
+
+    section = card.split("## Evaluation")[1].split("## Licence")[0]
+    assert [line for line in section.splitlines() if line] == [
+        "### digits", "[Pictures and samples](https://mlflow/run)", "| Measure | Value |", "| --- | --- |",
+        "| knn/top1 | 0.75 |",
+        "### scenes", "Pictures and samples: `runs:/abc`", "| Measure | Value |", "| --- | --- |",
+        "| depth/rmse | 2 |",
+    ]  # fmt: skip
+    assert card.startswith("# dino\n")
+    assert card.rstrip().endswith("## Licence\n\nApache-2.0")
+
+
+def test_what_training_measured_stays_beside_the_suites() -> None:
+    card = card_text(Card(recipe="mine", evaluations={"evaluation/knn": 0.9}), "dino", None, width=4, size=8)
+    card = with_suite(card, "digits", {"knn/top1": 0.5}, "runs:/abc")
+    assert "| knn | 0.9 |\n\n### digits" in card
+
+
+def test_a_description_that_is_no_card_gets_the_section() -> None:
+    card = with_suite("Mine.", "digits", {"knn/top1": 0.5}, "runs:/abc")
+    assert card.startswith("Mine.\n\n## Evaluation\n\n### digits\n")

@@ -22,8 +22,9 @@ from scholarch.draws import generator
 
 BLOCK_POINTS = 1 << 16
 """Points of a block, at least: a block is what one worker does at a time."""
-PIECE_NUMBERS = 1 << 23
-"""Distances that are held at once, float32."""
+PIECE = (1 << 10, 1 << 12)
+"""Points and centroids that a CPU compares at once: what fits into its cache is twice as fast."""
+PIECE_ON_GPU = (1 << 14, 1 << 14)
 _NEAR = 1e-4
 """Squared distances below this share of the squared norms are worked out again without cancellation."""
 
@@ -88,25 +89,41 @@ def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
         centroids: float32 [k, d].
     """
     device = _device()
+    rows, columns = PIECE if device.type == "cpu" else PIECE_ON_GPU
     targets = torch.from_numpy(centroids).to(device)
     norms = targets.square().sum(1)
-    clusters, distances = [], []
-    for start, stop in spans(len(points), max(PIECE_NUMBERS // len(centroids), 1)):
+    clusters = np.empty(len(points), np.int32)
+    distances = np.empty(len(points), np.float32)
+    for start, stop in spans(len(points), rows):
         piece = torch.from_numpy(points[start:stop]).to(device)
-        apart = torch.addmm(norms, piece, targets.T, alpha=-2)
-        least, numbers = apart.min(1)
-        clusters.append(numbers.to(torch.int32).cpu().numpy())
-        distances.append((least + piece.square().sum(1)).clamp_(min=0).cpu().numpy())
-    empty = np.empty(0)
-    return (
-        np.concatenate(clusters or [empty.astype(np.int32)]),
-        np.concatenate(distances or [empty.astype(np.float32)]),
-    )
+        least = torch.full((stop - start,), torch.inf, device=device)
+        numbers = torch.zeros(stop - start, dtype=torch.int64, device=device)
+        for first, last in spans(len(centroids), columns):
+            found, places = _lowest(torch.addmm(norms[first:last], piece, targets[first:last].T, alpha=-2))
+            nearer = found < least
+            least, numbers = torch.where(nearer, found, least), torch.where(nearer, places + first, numbers)
+        clusters[start:stop] = numbers.cpu().numpy()
+        distances[start:stop] = (least + piece.square().sum(1)).clamp_(min=0).cpu().numpy()
+    return clusters, distances
 
 
-def squared_distances(points: Tensor, targets: Tensor) -> Tensor:
-    """Squared L2 [m, t], float32; exactly 0 between equal vectors."""
-    scale = points.square().sum(1)[:, None] + targets.square().sum(1)
+def _lowest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest value of each row, and the first place where it is."""
+    if values.device.type != "cpu":
+        lowest, places = values.min(1)
+        return lowest, places
+    places = torch.from_numpy(values.numpy().argmin(1))  # ten times as fast as torch's on a CPU
+    return values.gather(1, places[:, None])[:, 0], places
+
+
+def squared_distances(points: Tensor, targets: Tensor, norms: Tensor | None = None) -> Tensor:
+    """Squared L2 [m, t], float32; exactly 0 between equal vectors.
+
+    Args:
+        norms: squared ones of the points [m], where they are known.
+    """
+    norms = points.square().sum(1) if norms is None else norms
+    scale = norms[:, None] + targets.square().sum(1)
     found = torch.addmm(scale, points, targets.T, alpha=-2)
     rows, columns = torch.nonzero(found <= _NEAR * scale, as_tuple=True)
     for start, stop in spans(len(rows), 1 << 16):
@@ -127,14 +144,12 @@ def _sum_block(
     vectors, centroids = shared
     points = vectors.read(*span)
     clusters, _ = nearest(points, centroids)
-    order = np.argsort(clusters, kind="stable")
-    present, counts = np.unique(clusters[order], return_counts=True)
-    sums = np.zeros((len(present), points.shape[1]))
-    for start, stop in spans(len(order), 1 << 13):  # so that only a little is held in float64
-        owners = np.repeat(np.arange(len(present)), counts)[start:stop]
-        firsts = np.flatnonzero(np.diff(owners, prepend=-1))
-        sums[owners[firsts]] += np.add.reduceat(points[order[start:stop]].astype(np.float64), firsts)
-    return present, sums, counts
+    present, owners, counts = np.unique(clusters, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(present), points.shape[1], dtype=torch.float64)
+    for start, stop in spans(len(points), PIECE[0]):  # so that only a little is held in float64
+        part = torch.from_numpy(points[start:stop]).double()
+        sums.index_add_(0, torch.from_numpy(owners[start:stop]), part)
+    return present, sums.numpy(), counts
 
 
 def block_spans(points: int, clusters: int) -> list[tuple[int, int]]:
@@ -174,10 +189,15 @@ def lloyd(
     return centroids
 
 
+def trials_of(clusters: int) -> int:
+    """Draws of k-means++ for each centroid (Arthur and Vassilvitskii 2007, section 6)."""
+    return 2 + math.floor(math.log(clusters))
+
+
 def seed_centroids(
     vectors: Vectors, clusters: int, rng: np.random.Generator, points: int | None = None
 ) -> np.ndarray:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007, section 6): of 2 + floor(ln k) draws the best is kept.
+    """Greedy k-means++: of `trials_of` draws the best is kept.
 
     Where fewer different points than clusters are left, the rest are drawn evenly among the points.
 
@@ -195,10 +215,11 @@ def seed_centroids(
         values = vectors.take(chosen)
     else:
         values = vectors.read(0, total)
-    trials = 2 + math.floor(math.log(clusters))
+    trials = trials_of(clusters)
     held = torch.from_numpy(values).to(_device())
+    norms = held.square().sum(1)
     picked = [int(rng.integers(len(values)))]
-    least = squared_distances(held, held[picked])[:, 0]
+    least = squared_distances(held, held[picked], norms)[:, 0]
     while len(picked) < clusters:
         reached = least.double().cumsum(0)
         if reached[-1] <= 0:  # every point is a centroid already
@@ -208,7 +229,7 @@ def seed_centroids(
         heights = torch.from_numpy(rng.random(trials)).to(held.device) * reached[-1]
         drawn = torch.searchsorted(reached, heights, right=True)
         drawn = drawn.clamp(max=int(torch.nonzero(least)[-1]))
-        left = torch.minimum(least[:, None], squared_distances(held, held[drawn]))
+        left = torch.minimum(least[:, None], squared_distances(held, held[drawn], norms))
         best = int(left.sum(0, dtype=torch.float64).argmin())
         picked.append(int(drawn[best]))
         least = left[:, best].contiguous()

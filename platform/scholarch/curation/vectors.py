@@ -157,8 +157,9 @@ class UnitVectors:
 
 def normalised(values: np.ndarray) -> np.ndarray:
     """Vectors [n, d] of length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    found: np.ndarray = np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
+    lengths[lengths == 0] = 1
+    found: np.ndarray = values / lengths
     return found
 
 

@@ -18,10 +18,14 @@ GIB = 2**30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("what", choices=("pretrain", "distill"), help="the verb that is planned")
+    parser.add_argument("what", choices=("pretrain", "distill", "curate"), help="the verb that is planned")
     parser.add_argument("--recipe", required=True, metavar="NAME", help="a recipe's name or a YAML file")
     parser.add_argument(
-        "--gpus", required=True, type=int, metavar="COUNT", help="processes, one for each GPU"
+        "--gpus",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="of pretrain and distill: processes, one for each GPU",
     )
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="of pretrain: memory of one GPU in GiB, such as 80"
@@ -29,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="of distill: draw each group's step into a PNG file"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="as of pretrain")
+    parser.add_argument("--pictures", type=int, default=0, metavar="COUNT", help="of curate: in the pool")
+    parser.add_argument("--width", type=int, default=0, metavar="D", help="of curate: numbers of a feature")
+    parser.add_argument("--cores", type=int, default=0, metavar="COUNT", help="of curate: of all workers")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="as of the verb")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: if the recipe cannot work on so many GPUs, or does not fit into their memory.
     """
+    if arguments.what == "curate":
+        from scholarch.cli.planning_curation import plan_curation
+
+        print("\n".join(plan_curation(arguments)))
+        return 0
     from scholarch.cli.origins import of_teachers
     from scholarch.errors import EXIT_DONE, UserError
     from scholarch.training.recipe import load_recipe

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from scholarch.curation.vectors import Item, Result, Shared, in_process
 from scholarch.errors import RunFailed, UserError
 
-_IN_FLIGHT = 2
+IN_FLIGHT = 2
 """Tasks for each core that are handed out at once: what comes early waits in memory."""
 _RETRIES = 3
 _KEPT_PARTS = 8
@@ -73,7 +73,7 @@ class RayEngine:
         remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=_RETRIES)(_on_one_thread)
         parts = [self._once(part) for part in shared]
         waiting: deque[Any] = deque()
-        most = self.workers or max(_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)), 2)
+        most = self.workers or max(IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)), 2)
         try:
             for item in items:
                 if len(waiting) >= most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +50,42 @@ def test_memory_and_traffic_by_hand() -> None:
     assert moved.gathered == 2 * (2 * count * 2 * 3 // 4)
     assert moved.teachers == 2 * held * 2 * 3 // 4
     assert moved.reduced == 2 * count * 4 * 3 // 4
+
+
+RECIPE = """
+pool: {web: somewhere}
+embed: {model: some, stored: float16}
+cluster: {levels: [{clusters: 1000, rounds: 0}, {clusters: 50, rounds: 0}]}
+sample: {pictures: 100}
+mix: {web: {of: sample}}
+"""
+
+
+def test_a_curation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "curation.yaml").write_text(RECIPE)
+    words = ["plan", "curate", "--recipe", str(tmp_path / "curation.yaml"), "--width", "384", "--cores", "8"]
+    assert main([*words, "--pictures", "1000000"]) == 0
+    told = capsys.readouterr().out
+    assert "1,000,000, vectors of 384 as float16" in told
+    assert re.search(r"clusters +1,000, 50", told)
+    assert re.search(r"disk, .* 732\.4 MiB", told)  # 2 x 384 x 10^6 bytes
+    for line in ("process that leads", "each core's worker", "traffic", "time"):
+        assert re.search(rf"{line}.* about \d|{line}.* at most .*\d", told), line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--pictures, --width, --cores: must be above 0"),
+        (["--pictures", "900"], "900 points cannot have 1,000 clusters"),
+        (["--pictures", "9000", "cluster=null", "sample.by=pictures"], "has no `cluster`"),
+        (["--pictures", "9000", "clustre.levels=[]"], "did you mean `cluster`"),
+    ],
+)
+def test_a_curation_that_cannot_be_planned(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "curation.yaml").write_text(RECIPE)
+    recipe = str(tmp_path / "curation.yaml")
+    assert main(["plan", "curate", "--recipe", recipe, "--width", "384", "--cores", "8", *words]) == 2
+    assert message in capsys.readouterr().err

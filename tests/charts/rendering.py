@@ -13,6 +13,7 @@ import yaml
 Manifest = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 PLATFORM, RUN = ROOT / "charts/scholarch", ROOT / "charts/scholarch-run"
+CURATION = ROOT / "charts/scholarch-curation"
 NAMESPACE = "scholarch-system"
 
 

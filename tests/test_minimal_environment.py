@@ -5,47 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import venv
-from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from environments import linked_environment
 
 ROOT = Path(__file__).parents[1]
 
 
-def with_requirements(*names: str) -> set[str]:
-    """Names of the installed distributions that `names` need, themselves included."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for text in distribution(name).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found
-
-
 @pytest.fixture(scope="module")
 def minimal_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new virtual environment whose packages are links to those of this one: no download, no copy."""
+    """Of an environment with torch, NumPy, and this package as it stands here."""
     folder = tmp_path_factory.mktemp("minimal")
-    venv.create(folder, symlinks=True, with_pip=False)
+    python = linked_environment(folder, "torch", "numpy")
     (packages,) = folder.glob("lib/python3.*/site-packages")
-    for name in with_requirements("torch", "numpy"):
-        here = distribution(name)
-        for top in {file.parts[0] for file in here.files or ()} - {"..", "__pycache__"}:
-            link = packages / top
-            if not link.exists():
-                link.symlink_to(Path(str(here.locate_file(top))))
     (packages / "scholarch.pth").write_text(f"{ROOT / 'platform'}\n")
-    return folder / "bin" / "python"
+    return python
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

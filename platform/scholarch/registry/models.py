@@ -37,6 +37,7 @@ _REQUIRED = (
     "pillow",
     "pydantic",
     "safetensors",
+    "simplejpeg",
     "tifffile",
     "tokenizers",
     "torch",

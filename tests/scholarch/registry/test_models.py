@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.request
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from environments import linked_environment
 from PIL import Image
 from scholarch.data.views import EvaluationView
 from scholarch.errors import UserError
@@ -280,32 +280,33 @@ def test_timm_loads_its_checkpoint(registered: tuple[Path, str], monkeypatch: py
     torch.testing.assert_close(theirs, found.cls, atol=1e-5, rtol=1e-5)
 
 
-def test_it_loads_where_the_package_is_not_installed(registered: tuple[Path, str], tmp_path: Path) -> None:
+def test_it_loads_where_only_its_requirements_are(registered: tuple[Path, str], tmp_path: Path) -> None:
     arrays, files = pictures()
+    # A JPEG too: another decoder reads it.
+    Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(tmp_path / "other.jpg")
     (tmp_path / "picture.png").write_bytes(files[1])
     program = (
         "import importlib.util, sys\n"
         "assert importlib.util.find_spec('scholarch') is None\n"
         "import mlflow, numpy, pandas\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
-        "found = model.predict(pandas.DataFrame({'image': [open('picture.png', 'rb').read()]}))\n"
+        "files = [open(name, 'rb').read() for name in ('picture.png', 'other.jpg')]\n"
+        "found = model.predict(pandas.DataFrame({'image': files}))\n"
         "import scholarch; assert scholarch.__file__.startswith(sys.argv[1]), scholarch.__file__\n"
         "numpy.save('found.npy', found)\n"
     )
-    # Without `site` the editable install's .pth file is not read: other packages are found, ours is not.
-    environment = {**os.environ, "PYTHONPATH": sysconfig.get_paths()["purelib"]}
+    folder = model_folder(registered[0])
+    needed = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
+    python = linked_environment(tmp_path / "environment", *needed)
 
     done = subprocess.run(
-        [sys.executable, "-S", "-c", program, str(model_folder(registered[0]))],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [python, "-c", program, str(folder)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stderr[-2000:]
-    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), features(arrays[1:2]).cls.numpy(), atol=1e-6)
+    found = np.load(tmp_path / "found.npy")
+    assert found.shape == (2, 16)
+    np.testing.assert_allclose(found[:1], features(arrays[1:2]).cls.numpy(), atol=1e-6)
 
 
 def test_the_alias_moves_to_a_later_step_and_not_back(run_folder: Path) -> None:

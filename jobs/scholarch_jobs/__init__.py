@@ -8,6 +8,7 @@ from scholarch.config.command import (
     align_arguments,
     backbone_override,
     curate_arguments,
+    distill_arguments,
     evaluate_arguments,
     pretrain_arguments,
 )
@@ -130,6 +131,69 @@ def align(
     return app(
         align_arguments(backbone, recipe, run=run, resume=resume, data=data, overrides=overrides),
         {"verb": "pretrain", **work},
+        image=image,
+        resource=resource_of(resource, cpu, gpu, memory),
+        nodes=nodes,
+        processes=processes,
+        env=env,
+        mounts=mounts,
+        restarts=restarts,
+        retries=retries,
+        store=store,
+    )
+
+
+def distill(
+    *overrides: str,
+    recipe: str,
+    student: list[str] | None = None,
+    data: str = "",
+    run: str = "",
+    resume: bool = False,
+    name: str = "",
+    nodes: str = "1",
+    processes: int = 0,
+    resource: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory: int = 4096,
+    image: str = IMAGE,
+    env: dict[str, str] | None = None,
+    mounts: list[str] | None = None,
+    restarts: int = -1,
+    retries: int = 0,
+    store: str = "",
+) -> specs.AppDef:
+    """Distils one teacher into many students: `scholarch distill` on the workers of one or more nodes.
+
+    Args:
+        overrides: changes to the recipe, as key.path=value
+        recipe: name of a recipe with students, or path of its file
+        student: only these of the students, with commas; not with -s scholarch, where students.NAME=null leaves one out
+        data: folder, data set name or URL that replaces the recipe's data
+        run: run folder or s3://BUCKET/PREFIX; chosen for you when empty
+        resume: go on from the newest checkpoints in the run folder (True or False); a TrainingRun always does
+        name: name of the TrainingRun; a new one when empty
+        nodes: N, or MIN:MAX for a run that may lose and gain nodes; each student needs a worker of its own
+        processes: workers on each node; 0 is one for each GPU, and 1 without GPUs
+        resource: a node by name, such as h100 or h100_4, in place of cpu, gpu and memory
+        cpu: cores of each node
+        gpu: GPUs of each node
+        memory: megabytes of each node
+        image: container image, where the scheduler runs containers
+        env: environment of the workers, as KEY=VALUE,KEY=VALUE
+        mounts: as type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job
+        restarts: faults after which a node starts its workers again; -1 is 3 with several nodes, 0 with one
+        retries: times that the scheduler starts the job again
+        store: HOST:PORT of a `python -m scholarch.training.store`, which MIN:MAX needs unless -s scholarch brings it
+
+    Raises:
+        ComponentValidationException: nodes is neither N nor MIN:MAX, or there is no such resource
+    """
+    work = {"name": name, "stages": stages([recipe]), "run": run, "data": data, "overrides": list(overrides)}
+    return app(
+        distill_arguments(recipe, student or [], run=run, resume=resume, data=data, overrides=overrides),
+        work,
         image=image,
         resource=resource_of(resource, cpu, gpu, memory),
         nodes=nodes,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from scholarch.config.command import LAUNCHER, evaluate_arguments, launch_arguments, pretrain_arguments
+from scholarch.config.command import (
+    LAUNCHER,
+    distill_arguments,
+    evaluate_arguments,
+    launch_arguments,
+    pretrain_arguments,
+)
 from scholarch.config.training_run import MAX_NODES, Nodes, TrainingRunSpec
 from scholarch.errors import EXIT_INTERRUPTED, EXIT_WRONG_INPUT
 
@@ -76,6 +82,8 @@ def verb_arguments(spec: TrainingRunSpec) -> list[str]:
     recipes = [
         stage.recipe or f"{RECIPES}/stage-{number}.yaml" for number, stage in enumerate(spec.stages, 1)
     ]
+    if spec.verb == "distill":
+        return distill_arguments(recipes[0], run=spec.run, data=spec.data, overrides=spec.overrides)
     return pretrain_arguments(recipes, run=spec.run, data=spec.data, overrides=spec.overrides)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_align_is_a_pretraining_from_a_backbone() -> None:
     ]
     with get_runner() as runner:  # TorchX reads its arguments
         runner.dryrun_component("scholarch_jobs.align", ["--backbone", "runs/mine", "seed=3"], "local_cwd")
+
+
+def test_distill_is_a_run_of_one_stage() -> None:
+    (role,) = scholarch_jobs.distill(
+        "seed=3", recipe="dinov3/distill-vits", student=["vits16", "vitb16"], run="s3://runs/d", nodes="1:2"
+    ).roles
+    assert role.args[role.args.index("--") + 1 :] == [
+        "distill", "--student", "vits16", "--student", "vitb16", "--recipe", "dinov3/distill-vits",
+        "--run", "s3://runs/d", "seed=3",
+    ]  # fmt: skip
+    keys = role.metadata["scholarch"]
+    assert (keys["verb"], keys["stages"]) == ("distill", [{"recipe": "dinov3/distill-vits"}])
 
 
 def test_kubernetes_one_node() -> None:
@@ -150,6 +163,20 @@ def test_local_training(tmp_path: Path, processes: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "job finished: SUCCEEDED" in done.stderr
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 2
+
+
+@pytest.mark.gloo
+def test_local_distillation(tmp_path: Path) -> None:
+    done = torchx(
+        "run", "-s", "local_cwd", "scholarch_jobs.distill", "--recipe", "demo/distill", "--processes", "2",
+        "--run", str(tmp_path / "run"), "teachers.teacher.checkpoint=drawn", "training.steps=1",
+        "training.workers=0", "training.global_batch=16", "evaluation.at_most=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job finished: SUCCEEDED" in done.stderr
+    for student in ("vit", "convnext"):
+        assert (tmp_path / "run/students" / student / "export").is_dir()
+    assert json.loads((tmp_path / "run/progress.json").read_text())["world_size"] == 2
 
 
 def test_ray_and_curate() -> None:

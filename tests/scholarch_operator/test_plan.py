@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kueue": ELASTIC | {"gang": {"backend": "kueue"}, "queue": "team"},
     "volcano": ELASTIC | {"gang": {"backend": "volcano"}, "queue": "team"},
     "native": ELASTIC | {"gang": {"backend": "native"}},
+    "distill": ELASTIC | {"verb": "distill", "stages": [{"inline": "extends: dinov3/distill-vits\n"}]},
     "evaluate": {"verb": "evaluate", "model": "models:/digits@champion", "stages": [], "run": ""},
 }
 
@@ -114,7 +115,7 @@ def test_launcher_takes_its_arguments(name: str) -> None:
     request = _parse(container["args"])
     assert request.grace < job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert request.nodes[1] >= job["spec"]["completions"]
-    assert request.arguments[0] in ("pretrain", "evaluate")
+    assert request.arguments[0] in ("pretrain", "distill", "evaluate")
 
 
 def test_names_of_the_longest_run_fit() -> None:

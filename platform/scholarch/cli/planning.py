@@ -33,6 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="of distill: draw each group's step into a PNG file"
     )
+    parser.add_argument(
+        "--to",
+        type=int,
+        metavar="COUNT",
+        help="of distill: a row for each doubling of --gpus up to this number",
+    )
+    parser.add_argument(
+        "--costs",
+        default="",
+        metavar="RUN",
+        help="of distill: a run whose steps were measured, in place of counted operations",
+    )
     parser.add_argument("--pictures", type=int, default=0, metavar="COUNT", help="of curate: in the pool")
     parser.add_argument("--width", type=int, default=0, metavar="D", help="of curate: numbers of a feature")
     parser.add_argument("--cores", type=int, default=0, metavar="COUNT", help="of curate: of all workers")
@@ -55,10 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     from scholarch.training.recipe import load_recipe
 
     if arguments.what == "distill" and arguments.gpus > 0:
-        from scholarch.cli.planning_students import plan_students
+        from scholarch.cli.planning_students import plan_students, simulate_students
 
         recipe, missing = of_teachers(load_recipe(arguments.recipe, arguments.overrides))
-        print("\n".join(plan_students(recipe, arguments.gpus, arguments.picture)))
+        if arguments.to is not None:
+            lines = simulate_students(recipe, arguments.gpus, arguments.to, arguments.costs)
+        else:
+            lines = plan_students(recipe, arguments.gpus, arguments.picture, arguments.costs)
+        print("\n".join(lines))
         return EXIT_DONE
     if arguments.gpus < 1 or not arguments.gpu_memory or arguments.gpu_memory <= 0:
         raise UserError(

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from scholarch.storage.local import write_text
 
@@ -49,7 +50,7 @@ class Progress:
         """Writes the file now, of the last record."""
         record, saved = self._record, self.committed()
         slowest = record.get("slowest_rank")
-        content = {
+        content: dict[str, Any] = {
             "step": int(record.get("step", saved or 0)),
             "total": self.total,
             "loss": record.get("loss/total"),
@@ -61,5 +62,9 @@ class Progress:
             "mlflow_url": self.page(),
             "time": time.time(),
         }
-        write_text(self.run / PROGRESS_NAME, json.dumps(content))
+        self.publish(content)
         self._written = time.monotonic()
+
+    def publish(self, content: Mapping[str, Any]) -> None:
+        """Puts the file's content where those who watch find it."""
+        write_text(self.run / PROGRESS_NAME, json.dumps(content))

@@ -126,7 +126,7 @@ class Session:
         if settled(recipe.training.workers):
             prepare_workers()
         layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
-        progress = Progress(plan.run, recipe.training.steps, world.size)
+        progress = self._progress(plan)
         console = Console(recipe.training.steps, name=self.request.student)
         trainer = self._trainer(plan, layout, [Records(plan), console, progress])
         trainer.checkpoints.before_commit = self.request.before_commit
@@ -151,6 +151,9 @@ class Session:
         return build_trainer(
             plan.local, plan.split.train, layout, self.world, plan.checkpoints, observers, plan.tokenizer
         )
+
+    def _progress(self, plan: Plan) -> Progress:
+        return Progress(plan.run, plan.recipe.training.steps, self.world.size)
 
     def _train(self, trainer: Trainer, start: int) -> tuple[Outcome, int]:
         return trainer.run(start)

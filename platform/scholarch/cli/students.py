@@ -5,37 +5,41 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scholarch.cli.origins import of_teachers
 from scholarch.cli.plan import STUDENTS, Plan, Request, new_run
+from scholarch.cli.progress import PROGRESS_NAME, Progress
 from scholarch.cli.remote import at_hand
 from scholarch.cli.session import Session
-from scholarch.cli.sources import EXPORT, RECIPE
+from scholarch.cli.sources import EXPORT, RECIPE, Model
+from scholarch.cli.tiling import Planning, planning
 from scholarch.config.load import plain
 from scholarch.config.scale import Scale
 from scholarch.config.schema import Recipe
-from scholarch.distillation.costs import counted
 from scholarch.distillation.exchange import Exchange
-from scholarch.distillation.groups import Tiling, part_of, tile
-from scholarch.distillation.planner import plan_job
+from scholarch.distillation.groups import Tiling, part_of
 from scholarch.distillation.together import Place, build_student, check_together, masks_differ
 from scholarch.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RunFailed, UserError
 from scholarch.registry.tracking import Status, Tracker, known_run
-from scholarch.storage.objects import is_s3, joined, open_objects
+from scholarch.storage.objects import Unreachable, is_s3, joined, open_objects
+from scholarch.storage.s3 import S3Objects
 from scholarch.training.assemble import Everywhere
 from scholarch.training.checkpoint import Checkpoint, committed
 from scholarch.training.distributed import World, collective_timeout
 from scholarch.training.layout import Layout
 from scholarch.training.observe import Observer, Outcome
-from scholarch.training.recipe import load_recipe, recipe_from, student_recipe
+from scholarch.training.recipe import load_recipe, recipe_from
 from scholarch.training.trainer import Trainer
 
 JOB = "students.json"
+PLANS = 4
+"""That a job may go through before it is started again; the last one stays, whatever its steps cost."""
+PROGRESS_SECONDS = 3.0
+"""That a store which does not answer may hold up a step."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,29 @@ def distil(job: Job, world: World) -> int:
     names = world.from_first(world.agree(lambda: _names(job, recipe, address) if world.first else []))
     if not names:
         return EXIT_DONE
-    tiling = world.from_first(
-        world.agree(lambda: _tiling(recipe, names, world.size) if world.first else None)
-    )
+    worst, failure = EXIT_DONE, None
+    for left in reversed(range(PLANS)):
+        plan = planning(recipe, names, address, world, last=not left)
+        codes, error, anew = _carried_out(job, world, plan)
+        worst, failure = _worst(worst, *codes.values()), failure or error
+        names = [name for name in names if codes[name] == EXIT_INTERRUPTED]
+        if not (anew and names):
+            break
+        job, worst = replace(job, resume=True), EXIT_FAILED if worst == EXIT_FAILED else EXIT_DONE
+    if failure is not None:
+        raise failure
+    return worst
+
+
+def _worst(*codes: int) -> int:
+    return max(codes, key=[EXIT_DONE, EXIT_INTERRUPTED, EXIT_FAILED].index)
+
+
+def _carried_out(job: Job, world: World, plan: Planning) -> tuple[dict[str, int], RunFailed | None, bool]:
+    """One plan of the job: exit codes by student, what failed here, and whether the others go on by another plan."""
+    tiling = world.from_first(world.agree(lambda: plan.tiling() if world.first else None))
     part, everywhere = part_of(world, tiling, collective_timeout())
-    name = tiling.student(world.rank)
+    name, address = tiling.student(world.rank), plan.address
     request = Request(
         recipe=job.recipe,
         overrides=job.overrides,
@@ -97,17 +119,17 @@ def distil(job: Job, world: World) -> int:
     )
     with ExitStack() as held:
         request = world.agree(lambda: held.enter_context(at_hand(request, part)))
-        session = StudentSession(request, part, job, Shared(world, everywhere, tiling, address))
+        session = StudentSession(request, part, job, Shared(world, everywhere, tiling, plan))
         code, error = EXIT_DONE, None
         try:
             code = session.run()
         except RunFailed as failure:
             code, error = failure.exit_code, failure
-        worst: int = max(world.gather(code), key=[EXIT_DONE, EXIT_INTERRUPTED, EXIT_FAILED].index)
-        session.finish(worst)
-    if error is not None:
-        raise error
-    return worst
+        codes: dict[str, int] = {}
+        for student, ended in world.gather((name, code)):
+            codes[student] = _worst(codes.get(student, EXIT_DONE), ended)
+        session.finish(_worst(*codes.values()))
+    return codes, error, session.ended_by_plan
 
 
 @dataclass(frozen=True)
@@ -118,13 +140,41 @@ class Shared:
         world: all processes.
         everywhere: how the teacher is spread over them.
         tiling: who does what.
-        address: of the whole run.
+        plan: of the whole run.
     """
 
     world: World
     everywhere: Everywhere
     tiling: Tiling
-    address: str
+    plan: Planning
+
+    @property
+    def address(self) -> str:
+        """Of the whole run."""
+        return self.plan.address
+
+
+class JobProgress(Progress):
+    """That of a student, kept for the whole job too: all students are at the same step.
+
+    Args:
+        address: of the job's run.
+        student: whose checkpoints are named.
+    """
+
+    def __init__(self, run: Path, total: int, world_size: int, address: str, student: str) -> None:
+        super().__init__(run, total, world_size)
+        self.address, self.student = address, student
+
+    def publish(self, content: Mapping[str, Any]) -> None:
+        super().publish(content)
+        saved = content["checkpoint"]
+        name = None if saved is None else f"{STUDENTS}/{self.student}/checkpoints/step-{saved:09d}"
+        objects = open_objects(self.address)
+        if isinstance(objects, S3Objects):
+            objects.retry_seconds = PROGRESS_SECONDS
+        with suppress(Unreachable):  # training goes on; the next one may arrive
+            objects.write(PROGRESS_NAME, json.dumps({**content, "checkpoint": name}).encode())
 
 
 class StudentSession(Session):
@@ -204,7 +254,26 @@ class StudentSession(Session):
         trainer, self.exchange = build_student(
             place, plan.local, plan.split.train, layout, plan.checkpoints, observers
         )
+        self.exchange.replanned = shared.plan.replanned
         return trainer
+
+    @property
+    def ended_by_plan(self) -> bool:
+        """Whether it ended so that the job goes on by another plan."""
+        return self.exchange is not None and self.exchange.ended
+
+    def _hand_over(self, plan: Plan, model: Model, outcome: Outcome, finished: int) -> None:
+        if self.ended_by_plan and outcome == "interrupted":
+            self._say(f"goes on from step {finished} by another plan")
+        else:
+            super()._hand_over(plan, model, outcome, finished)
+
+    def _progress(self, plan: Plan) -> Progress:
+        shared = self.shared
+        if not shared.world.first:
+            return super()._progress(plan)
+        steps = plan.recipe.training.steps
+        return JobProgress(plan.run, steps, shared.world.size, shared.address, self.request.student)
 
     def _train(self, trainer: Trainer, start: int) -> tuple[Outcome, int]:
         """Trains; then goes on with the teacher's work until the other students have ended too."""
@@ -222,15 +291,6 @@ class StudentSession(Session):
         if failure is not None:
             raise failure
         return outcome
-
-
-def _tiling(recipe: Recipe, names: Sequence[str], world_size: int) -> Tiling:
-    """As the recipe says, or as the planner has it for so many processes."""
-    batch = recipe.training.global_batch
-    if recipe.groups or world_size < len(names):
-        return tile(names, {name: float(recipe.groups.get(name, 1)) for name in names}, world_size, batch)
-    known, _ = of_teachers(recipe)
-    return plan_job(counted({name: student_recipe(known, name) for name in names}), world_size, batch).tiling
 
 
 def _asked(job: Job) -> Job:

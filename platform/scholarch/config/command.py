@@ -48,6 +48,21 @@ def align_arguments(
     return ["align", *(["--backbone", backbone] if backbone else []), *rest]
 
 
+def distill_arguments(
+    recipe: str,
+    students: Sequence[str] = (),
+    *,
+    run: str = "",
+    resume: bool = False,
+    data: str = "",
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """`distill ...`: the students of a recipe, or some of them, from one frozen teacher."""
+    _, *rest = pretrain_arguments([recipe], run=run, resume=resume, data=data, overrides=overrides)
+    chosen = [word for name in students for word in ("--student", name)]
+    return ["distill", *chosen, *rest]
+
+
 def backbone_override(backbone: str) -> str:
     """`align --backbone BACKBONE` as an override of a recipe."""
     return f"init_from={json.dumps({'checkpoint': backbone, 'what': ['backbone']})}"

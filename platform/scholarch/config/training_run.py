@@ -267,9 +267,9 @@ def _kept(run: TrainingRunSpec) -> bool:
 
 
 class TrainingRunSpec(Part):
-    """A pretraining, in one or several stages, or an evaluation."""
+    """A pretraining, in one or several stages; a distillation into several students; or an evaluation."""
 
-    verb: Literal["pretrain", "evaluate"] = Field("pretrain", json_schema_extra=FIXED)
+    verb: Literal["pretrain", "distill", "evaluate"] = Field("pretrain", json_schema_extra=FIXED)
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")] = Field(
         json_schema_extra=FIXED
     )
@@ -327,9 +327,14 @@ class TrainingRunSpec(Part):
 
     rules = (
         Rule(
-            "self.verb != 'pretrain' || (self.stages.size() > 0 && self.run != '')",
-            "pretrain needs stages, e.g. [{recipe: demo/digits}], and run: where to keep it",
-            lambda s: s.verb != "pretrain" or bool(s.stages and s.run),
+            "self.verb == 'evaluate' || (self.stages.size() > 0 && self.run != '')",
+            "pretrain and distill need stages, e.g. [{recipe: demo/digits}], and run: where to keep it",
+            lambda s: s.verb == "evaluate" or bool(s.stages and s.run),
+        ),
+        Rule(
+            "self.verb != 'distill' || self.stages.size() <= 1",
+            "distill has one stage: its students follow one recipe",
+            lambda s: s.verb != "distill" or len(s.stages) <= 1,
         ),
         Rule(
             "(self.verb == 'evaluate') == (self.model != '')",

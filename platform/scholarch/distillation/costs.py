@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,12 +38,12 @@ def counted(recipes: Mapping[str, Recipe], sustained: float = SUSTAINED) -> Cost
             work = sum(operations(teachers[one], seen, recipe.teachers[one].sees) for one in frozen(recipe))
             teacher = Cost(0.0, work / sustained)
     source = f"counted operations, at {sustained / 1e12:.0f} TFLOP/s"
-    return Costs(teacher, students, together(recipes), source)
+    return Costs(teacher, students, together(list(recipes.values())), source)
 
 
-def together(recipes: Mapping[str, Recipe]) -> bool:
+def together(recipes: Sequence[Recipe]) -> bool:
     """Whether all processes hold a teacher together."""
-    recipe = next(iter(recipes.values()))
+    recipe = recipes[0]
     return any(recipe.teachers[name].sharded == "all" for name in frozen(recipe))
 
 

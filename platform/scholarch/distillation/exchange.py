@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scholarch.data.batch import MicroBatch
 from scholarch.data.loader import StepLoader, StreamDataset
+from scholarch.distillation.measured import Meter, Observed
 from scholarch.objectives.term import Output
 from scholarch.training.distributed import World
 from scholarch.training.learner import project, share_of, teacher_features
@@ -112,7 +113,7 @@ class AgreedStop(Stop):
 
 
 @dataclass
-class _Coming:
+class Coming:
     """Features that are on their way to this process.
 
     Attributes:
@@ -153,6 +154,11 @@ class Exchange:
         workers: loader processes for the teachers' pictures.
         stop: of the trainer.
         counted: what was moved.
+        coming: the next step's features.
+        every: finished steps between which `replanned` is asked; None: never.
+        replanned: whether what all processes saw asks for another plan, and so for an end after this step; the
+            same on all of them.
+        ended: it did.
     """
 
     world: World
@@ -167,8 +173,13 @@ class Exchange:
     workers: int = 0
     stop: AgreedStop = field(default_factory=AgreedStop)
     counted: Counted = field(default_factory=Counted)
+    coming: Coming | None = None
+    every: int | None = None
+    replanned: Callable[[Sequence[Observed]], bool] = lambda _: False
+    ended: bool = False
 
     def __post_init__(self) -> None:
+        self.teaching, self.training = Meter(self.world.device), Meter(self.world.device)
         self._next = 0
         self._seconds = self._waited = 0.0
         self._pictures: Generator[Sequence[MicroBatch], None, None] | None = None
@@ -188,18 +199,20 @@ class Exchange:
         self._next = start
         with closing(self.own(start)) as own:
             began, self._waited = time.perf_counter(), 0.0
-            coming = self._launch(own, first=True)
+            self.coming = self._launch(own, first=True)
             for step in range(start, self.steps):
-                assert coming is not None
-                ready = self._landed(coming)
-                coming = self._launch(own) if step + 1 < self.steps else None
+                assert self.coming is not None
+                ready = self._landed(self.coming)
+                self.coming = self._launch(own) if step + 1 < self.steps else None
                 self._seconds = time.perf_counter() - began - self._waited
+                self.training.begin()
                 try:
                     yield ready
                 except GeneratorExit:
-                    if coming is not None:
-                        coming.work.wait()
+                    if self.coming is not None:
+                        self.coming.work.wait()
                     raise
+                self.training.end()
                 began, self._waited = time.perf_counter(), 0.0
 
     def serve(self, beat: Callable[[], object] = lambda: None) -> None:
@@ -212,7 +225,7 @@ class Exchange:
                 wants, stops = self._told(wanting=False)
                 if not any(wants):
                     break
-                if not any(stops):
+                if not any(stops) and not self.ended:
                     self._pass(None, wants).work.wait()
                 beat()
 
@@ -222,24 +235,37 @@ class Exchange:
             self._pictures.close()
             self._pictures = None
 
-    def _launch(
-        self, own: Generator[Sequence[MicroBatch], None, None], first: bool = False
-    ) -> _Coming | None:
+    def _launch(self, own: Generator[Sequence[MicroBatch], None, None], first: bool = False) -> Coming | None:
         """The next step's features; None: all were asked to stop."""
         wants, stops = self._told(wanting=True)
-        if any(stops) and not first:
+        if (any(stops) or self.ended) and not first:
             self.stop.asked = True
             return None
         return self._pass(own, wants)
 
     def _told(self, *, wanting: bool) -> tuple[list[bool], list[bool]]:
         """Which processes want features of the next step, and which were asked to stop."""
-        wants, stops = self.world.gather_row([float(wanting), float(self.stop.wished)]).bool().T.tolist()
+        due = bool(self.every and self._next % self.every == 0)
+        seen = [self.training.seconds(), self.teaching.seconds()] if due else []
+        rows = self.world.gather_row([float(wanting), float(self.stop.wished), *seen])
+        wants, stops = rows[:, :2].bool().T.tolist()
+        if due and all(wants) and bool(torch.isfinite(rows).all()):
+            self.ended = self.replanned(self._observed(rows[:, 2:].tolist()))
         return wants, stops
 
-    def _pass(
-        self, own: Generator[Sequence[MicroBatch], None, None] | None, wants: Sequence[bool]
-    ) -> _Coming:
+    def observed(self) -> list[Observed]:
+        """What each process saw up to now; all take part."""
+        rows = self.world.gather_row([self.training.seconds(), self.teaching.seconds()])
+        return self._observed(rows.tolist())
+
+    def _observed(self, rows: Sequence[Sequence[float]]) -> list[Observed]:
+        parts = np.diff(self.parts).tolist()
+        return [
+            Observed(needs.student, sum(map(len, needs.shares)), part, *seconds)
+            for needs, part, seconds in zip(self.needs, parts, rows, strict=True)
+        ]
+
+    def _pass(self, own: Generator[Sequence[MicroBatch], None, None] | None, wants: Sequence[bool]) -> Coming:
         """Runs the teachers on this process's part of the next step and sends what they made.
 
         Args:
@@ -251,7 +277,10 @@ class Exchange:
         batches = next(own) if own is not None else []
         pictures = next(self._loader(step))
         self._waited += time.perf_counter() - began
-        return self._send(self._run(step, pictures), batches, wants)
+        self.teaching.begin()
+        made = self._run(step, pictures)
+        self.teaching.end()
+        return self._send(made, batches, wants)
 
     def _loader(self, step: int) -> Generator[Sequence[MicroBatch], None, None]:
         if self._pictures is None:
@@ -303,7 +332,7 @@ class Exchange:
         made: Mapping[Pair, tuple[np.ndarray, Tensor]],
         batches: Sequence[MicroBatch],
         wants: Sequence[bool],
-    ) -> _Coming:
+    ) -> Coming:
         """Begins to move what was made; `batches` are empty where this process's student wants nothing."""
         self._rows = {pair: rows[:0] for pair, (_, rows) in made.items()}
         outgoing: list[list[Tensor]] = []
@@ -326,7 +355,7 @@ class Exchange:
             received, sending, incoming, sizes, group=self.world.group, async_op=True
         )
         assert work is not None
-        return _Coming(batches, received, sending, work)
+        return Coming(batches, received, sending, work)
 
     def _row_bytes(self, pair: Pair) -> int:
         return self._rows[pair].shape[-1] * self._rows[pair].element_size()
@@ -343,7 +372,7 @@ class Exchange:
                 found[pair] = keys[sender == rank]
         return plan
 
-    def _landed(self, coming: _Coming) -> Sequence[MicroBatch]:
+    def _landed(self, coming: Coming) -> Sequence[MicroBatch]:
         """The batches with their features, which have come."""
         coming.work.wait()
         arrived: dict[Pair, list[tuple[np.ndarray, Tensor]]] = {}

@@ -187,6 +187,7 @@ def build_student(
         micro_batch=settled(recipe.training.micro_batch),
         workers=settled(recipe.training.workers),
         stop=stop,
+        every=settled(recipe.training.checkpoint_every),
     )
     trainer.stop, trainer.loader, trainer.busy = stop, exchange, exchange.seconds
     return trainer, exchange

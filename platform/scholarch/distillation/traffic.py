@@ -77,3 +77,22 @@ def exchanged(sizes: PictureBytes, global_batch: int, group: int, own: float) ->
 def gathered(sizes: PictureBytes, global_batch: int, world_size: int) -> float:
     """Bytes that a process receives where every process gets everything."""
     return global_batch * (world_size - 1) / world_size * (sizes.features + sizes.pixels)
+
+
+def held(sizes: PictureBytes, global_batch: int, group: int, part: int, students: int) -> float:
+    """Bytes of pictures and rows on a process when its student begins a step, the next step's under way.
+
+    Crops of this step and the next, this step's rows and room for the next's, and the rows that leave: each sample
+    of the process's part goes to one process of every student.
+
+    Args:
+        group: processes of its student.
+        part: samples that it runs the teacher on.
+        students: of the job.
+    """
+    return 2 * global_batch / group * (sizes.pixels + sizes.read) + part * students * sizes.read
+
+
+def held_of_all(sizes: PictureBytes, global_batch: int) -> float:
+    """Bytes of the same on a process where every process gets everything, one step at a time."""
+    return global_batch * (sizes.features + sizes.pixels)

@@ -95,7 +95,7 @@ def memory(
         for views in sets
     )
     # Of the unit in use and the next one, whole on every process.
-    gathered = 2 * max(_sizes(network)[0] for network in (student, *teachers.values())) * computed
+    gathered = 2 * max(unit_sizes(network)[0] for network in (student, *teachers.values())) * computed
     return {
         "weights": (trained + held) * item // sharing + whole * item,
         # With grains a table of all of theirs, and those that this process puts there.
@@ -104,7 +104,7 @@ def memory(
         "gathered weights": gathered if sharing > 1 or computed != item else 0,
         "activations": tokens * per_token * computed,
         "teachers' activations": max(
-            (_passing(recipe, name, teacher, sets, share) for name, teacher in teachers.items()), default=0
+            (passing(recipe, name, teacher, sets, share) for name, teacher in teachers.items()), default=0
         )
         * computed,
         # Of student and teacher, their softmax and their gradient.
@@ -112,7 +112,7 @@ def memory(
     }
 
 
-def _passing(
+def passing(
     recipe: Recipe,
     name: str,
     teacher: Network,
@@ -156,7 +156,7 @@ def _rows(recipe: Recipe, output: Output, views: Mapping[str, ViewOptions], shar
     return math.ceil(pictures * patches * masked)
 
 
-def _sizes(network: Network) -> tuple[int, int]:
+def unit_sizes(network: Network) -> tuple[int, int]:
     """Parameters of the largest unit that is gathered at once, and of all units."""
     found, counted = [], set[nn.Parameter]()
     for _, unit in units(network):

@@ -193,12 +193,14 @@ def check_views(recipe: Recipe) -> None:
 
 
 def check_patches(recipe: Recipe, terms: Mapping[str, Term], teachers: Mapping[str, Network]) -> None:
-    """Crops must be multiples of the patch of each teacher that sees them, and patches at hand to compare.
+    """Crops must be multiples of the patch of each teacher that a term reads, and patches at hand to compare.
 
     Raises:
         UserError: naming the teacher or the term.
     """
     for name, teacher in teachers.items():
+        if all(term.options.teacher != name for term in terms.values()):
+            continue  # such as the moving average of a distilled student: nothing is shown to it
         patch, ours = teacher.backbone.patch, recipe.model.patch
         for view, options in (
             (v, sizes[v]) for v in recipe.teachers[name].sees for _, sizes in view_sets(recipe)

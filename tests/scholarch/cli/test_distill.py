@@ -25,11 +25,16 @@ QUICK = ("data.source=digits", "data.channels=3", "evaluation.at_most=16")
 
 
 def run(
-    group: ProcessGroup, folder: Path, recipe: str, overrides: Sequence[str], resume: bool = False
+    group: ProcessGroup,
+    folder: Path,
+    recipe: str,
+    overrides: Sequence[str],
+    resume: bool = False,
+    only: Sequence[str] = (),
 ) -> int:
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    job = Job("" if resume else recipe, tuple(overrides), "tiny", "run", resume=resume)
+    job = Job("" if resume else recipe, tuple(overrides), "tiny", "run", tuple(only), resume=resume)
     try:
         return distil(job, gloo_world(group))
     except RunFailed as failure:
@@ -72,6 +77,18 @@ def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_p
         assert curve(tmp_path, name) == losses
         assert (tmp_path / "run/students" / name / "export").is_dir()
     assert json.loads((tmp_path / "run" / JOB).read_text())["recipe"] == "dinov3/distill-vits"
+
+    # One more student, by itself: what there is of the others stays as it is.
+    before = _files(tmp_path / "run/students")
+    added = ["students.added={model: {embed_dim: 24}}"]
+    assert run_ranks(1, run, tmp_path, "", added, True, ["added"]) == [EXIT_DONE]
+    after = _files(tmp_path / "run/students")
+    assert {path: after[path] for path in before} == before
+    assert len(curve(tmp_path, "added")) == STEPS
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.gloo

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from scholarch.cli import main
+from scholarch.distillation.measured import Measured
+from scholarch.storage.objects import open_objects
 from scholarch.training.assemble import build_networks, build_terms
 from scholarch.training.estimate import memory, term_parameters, traffic
 from scholarch.training.layout import Layout
@@ -89,3 +91,24 @@ def test_a_curation_that_cannot_be_planned(
     recipe = str(tmp_path / "curation.yaml")
     assert main(["plan", "curate", "--recipe", recipe, "--width", "384", "--cores", "8", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_students_on_many_numbers_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["plan", "distill", "--recipe", "demo/distill", "--gpus", "2"]
+    assert main([*plan, "--to", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "costs: counted operations" in said
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["2", "4", "5"]
+    assert main([*plan, "--to", "1"]) == 2
+    assert "1 is less than --gpus 2" in capsys.readouterr().err
+    assert main([*plan, "--costs", str(tmp_path)]) == 2
+    assert "no steps of these students were measured" in capsys.readouterr().err
+    measured = Measured(
+        "EPYC", together=False, teacher={32: 0.32}, students={"vit": {64: 0.64}, "convnext": {64: 1.28}}
+    )
+    measured.write(open_objects(str(tmp_path)))
+    assert main([*plan, "--costs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "costs: measured on EPYC" in said
+    # 0.64 s and 1.28 s of the students, and 64 pictures of the teacher of 0.01 s each where there is time.
+    assert "2 GPUs: a step takes 1.28 s, and 0.0% of their time is waiting" in said

@@ -108,6 +108,7 @@ def rendezvous(run: Run, *, replicas: int) -> Manifest:
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
         "tolerations": lost_node_tolerations(),
+        "affinity": {"podAntiAffinity": _rather_not_with_workers(run)},
         **pull_secrets(run),
     }
     return {
@@ -123,6 +124,15 @@ def rendezvous(run: Run, *, replicas: int) -> Manifest:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def _rather_not_with_workers(run: Run) -> Manifest:
+    """A node that is lost takes the meeting place along, if it is there; the scheduler heeds it from both sides."""
+    term = {
+        "labelSelector": {"matchLabels": names.selector(run.name, names.WORKER)},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
 
 
 def recipes(run: Run) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -105,6 +105,7 @@ class Pod:
         disrupted: the cluster took it away: preemption, drain, taint, a lost node.
         message: its termination message, as the launcher wrote it.
         gone_by: when it is to have ended at the latest; None while nobody asked it to.
+        asked: when somebody asked it to end, by force or not.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Pod:
     message: str = ""
     ended: datetime | None = None
     gone_by: datetime | None = None
+    asked: datetime | None = None
 
     @classmethod
     def parse(cls, run: str, body: Body) -> Pod | None:
@@ -130,6 +132,8 @@ class Pod:
         containers = status.get("containerStatuses") or [{}]
         state = containers[0].get("state", {})
         ended = state.get("terminated") or {}
+        gone_by = time_of(meta.get("deletionTimestamp"))
+        grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
         return cls(
             name=meta["name"],
             attempt=attempt,
@@ -144,7 +148,8 @@ class Pod:
             ),
             message=(ended.get("message") or "").strip(),
             ended=time_of(ended.get("finishedAt")),
-            gone_by=time_of(meta.get("deletionTimestamp")),
+            gone_by=gone_by,
+            asked=gone_by - grace if gone_by else None,
         )
 
     @property
@@ -164,10 +169,15 @@ class Pod:
 
     @property
     def faulty(self) -> bool:
-        """Whether its end counts: a fault of its own, as the Job's pod failure policy has it."""
+        """Whether its end counts: a fault of its own.
+
+        The Job's pod failure policy knows no deletion by hand or by force, and counts it against `retries.pods`.
+        """
         saved = self.exit_code in (EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT)
+        taken = self.asked is not None and (self.ended is None or self.ended >= self.asked)
         # One that never ran was taken away while it waited, by a queue say; the kubelet gives it a 137.
-        return self.ended_early and not self.disrupted and not saved and self.started is not None
+        ran = self.started is not None
+        return self.ended_early and ran and not (self.disrupted or saved or taken)
 
     @property
     def reason(self) -> str:

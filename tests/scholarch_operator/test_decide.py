@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from scholarch_operator.decide import decide
+from scholarch_operator.names import ROLE_LABEL, WORKER
+from scholarch_operator.observed import Pod
 from training_runs import a_job, a_pod, a_run, after, progress, seen, then
 
 CRASHED: dict[str, Any] = {"phase": "Failed", "exit_code": 1}
@@ -44,6 +46,39 @@ def test_crash_begins_another_attempt() -> None:
     assert decision.ended is not None
     ended = decision.ended
     assert (ended.reason, ended.counts, ended.restarts, ended.counted_restarts) == ("Crashed", True, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "faulty"),
+    [
+        ({}, True),
+        ({"deletionTimestamp": "2026-11-22T12:00:30Z", "deletionGracePeriodSeconds": 0}, False),
+        ({"deletionTimestamp": "2026-11-22T12:03:30Z", "deletionGracePeriodSeconds": 180}, False),
+        # It had crashed a second before somebody tidied up.
+        ({"deletionTimestamp": "2026-11-22T12:00:31Z", "deletionGracePeriodSeconds": 0}, True),
+    ],
+    ids=["on its own", "by force", "not in time", "later"],
+)
+def test_what_somebody_takes_away_is_no_fault(asked: dict[str, Any], faulty: bool) -> None:
+    times = {"startedAt": "2026-11-22T12:00:00Z", "finishedAt": "2026-11-22T12:00:30Z"}
+    pod = Pod.parse(
+        "digits",
+        {
+            "metadata": {
+                "name": "digits-1-0-abcde",
+                "labels": {ROLE_LABEL: WORKER},
+                "ownerReferences": [{"kind": "Job", "name": "digits-1"}],
+                **asked,
+            },
+            "status": {
+                "phase": "Failed",
+                "containerStatuses": [{"state": {"terminated": {"exitCode": 137, **times}}}],
+            },
+        },
+    )
+    assert pod is not None
+    assert pod.faulty == faulty
+    assert then(a_run(), seen(a_job(), pod)).status.counted_restarts == faulty
 
 
 def test_crash_loop_ends_the_run_with_its_last_words() -> None:

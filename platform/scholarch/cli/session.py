@@ -25,6 +25,7 @@ from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
 from scholarch.registry.tracking import Status, Tracker, known_run, tracking_uri
 from scholarch.storage.local import lock, write_text
+from scholarch.storage.objects import is_s3
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
 from scholarch.training.assemble import build_trainer
 from scholarch.training.distributed import World
@@ -211,7 +212,9 @@ def accuracy(plan: Plan, records: list[Record]) -> str:
 def next_commands(plan: Plan, outcome: Outcome) -> dict[str, str]:
     """What to type next, by what it does."""
     run = plan.address
-    commands = {"see the report": f"open {plan.run}/report/index.html"}
+    # What is beside a run in S3 on this machine goes with the machine, or with the pod.
+    page = f"{run}/report/index.html" if is_s3(run) else f"open {plan.run}/report/index.html"
+    commands = {"see the report": page}
     if outcome == "interrupted":
         verb = "distill" if f"/{STUDENTS}/" in run else "pretrain"
         whole = run.partition(f"/{STUDENTS if verb == 'distill' else STAGES}/")[0]

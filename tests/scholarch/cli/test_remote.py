@@ -52,7 +52,7 @@ def test_a_run_in_minio(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert LEASE_NAME not in found
     assert not any("mlflow.db" in name for name in found)
     assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5, 6]
-    capsys.readouterr()
+    assert f"  {run}/report/index.html\n" in capsys.readouterr().err, "not where this machine had it"
 
     assert main(["pretrain", "--recipe", "demo/digits", "--run", run, *QUICK]) == 2
     assert "already holds a run" in capsys.readouterr().err

@@ -42,7 +42,8 @@ def run_stages(recipes: Sequence[str], request: Request, world: World) -> int:
     again = request.resume or request.restarted
     chain = world.from_first(world.agree(lambda: _chain(recipes, request, again)))
     asked = world.agree(lambda: _check(chain))
-    run = world.from_first(request.run or new_run(asked[-1]))
+    # Of a run in S3 each process has a folder of its own; only a new name comes from the first.
+    run = request.run or world.from_first(new_run(asked[-1]))
     names = [f"{number}-{name_of(r).replace('/', '-')}" for number, r in enumerate(chain.recipes, 1)]
     folders = [run / STAGES / name for name in names]
     addresses = [joined(request.address or str(run), STAGES, name) for name in names]

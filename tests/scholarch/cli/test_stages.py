@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
-from scholarch.cli import main
+from gloo import run_ranks
+from scholarch.cli import main, stages
+from scholarch.cli.plan import Chain, Request
 from scholarch.cli.sources import open_run
+from scholarch.config.load import to_yaml
 from scholarch.storage.records import RECORDS_NAME, read_records
 from scholarch.training.checkpoint import committed
+from scholarch.training.distributed import World
+from scholarch.training.recipe import load_recipe
 from tiny_training import TINY
+from torch.distributed.device_mesh import init_device_mesh
 
 QUICK = (*TINY, "training.workers=0", "training.checkpoint_every=2", "evaluation.at_most=32")
 FIRST = {"extends": "demo/digits"}
@@ -60,6 +69,37 @@ def test_a_chain_runs_and_resumes_in_the_right_stage(capsys: pytest.CaptureFixtu
     assert "resumed from step 2 of run/stages/2-second" in capsys.readouterr().err
     assert curve("2-second") == whole
     assert (first / RECORDS_NAME).read_text() == before
+
+
+@pytest.mark.gloo
+def test_each_process_reads_what_it_has_of_a_run_in_s3() -> None:
+    """A stage is gone on with by each process from its own folder: the first one's may be on another machine."""
+
+    def stage_folders(group: Any) -> tuple[bool, bool]:
+        here = Path(f"rank-{group.rank()}").resolve()
+        stage = here / "stages/1-first"
+        stage.mkdir(parents=True)
+        (here / "stages.json").write_text(
+            json.dumps(asdict(Chain(("first.yaml", "second.yaml"), (), "full")))
+        )
+        (stage / "recipe.yaml").write_text(to_yaml(load_recipe("first.yaml")))
+        seen: list[Request] = []
+
+        class Seen:
+            def __init__(self, request: Request, _: World) -> None:
+                seen.append(request)
+
+            def run(self) -> int:
+                return 75
+
+        stages.Session = Seen  # type: ignore[assignment,misc]
+        mesh = init_device_mesh("cpu", (2,))
+        world = World(group.rank(), 2, 0, 1, torch.device("cpu"), mesh, group)
+        request = Request(None, (), str(here), resume=True, run=here)
+        assert stages.run_stages([], request, world) == 75
+        return seen[0].run == stage, seen[0].recipe is None
+
+    assert run_ranks(2, stage_folders) == [(True, True)] * 2
 
 
 def test_a_stage_by_itself_needs_the_run_before(capsys: pytest.CaptureFixture[str]) -> None:

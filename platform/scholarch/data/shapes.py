@@ -36,6 +36,11 @@ COUNTS = {False: 4096, True: 512}
 EVERY = 5
 """One in so many combinations is kept apart, no two of one colour or shape next to one another."""
 
+_FINER = np.maximum(1 - abs(np.linspace(0, 6, SIDE)[:, None] - np.arange(7)), 0)
+"""[48, 7] linear interpolation between seven places."""
+_PIXELS = np.mgrid[:SIDE, :SIDE] + 0.5
+"""[2, 48, 48] middle of each pixel."""
+
 
 def unseen(colour: str, shape: str) -> bool:
     """Whether a combination is kept apart."""
@@ -98,10 +103,7 @@ class ShapesSource:
 
     def _painted(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws(index, "pixels")
-        coarse = draws.uniform(50, 150, (7, 7))
-        places = np.linspace(0, 6, SIDE)
-        rows = np.stack([np.interp(places, np.arange(7), row) for row in coarse])  # [7, 48]
-        ground = np.stack([np.interp(places, np.arange(7), column) for column in rows.T], axis=1)
+        ground = _FINER @ draws.uniform(50, 150, (7, 7)) @ _FINER.T
         canvas = np.repeat(ground[..., None], 3, axis=2) + draws.normal(0, 6, (SIDE, SIDE, 3))
         owner = np.zeros((SIDE, SIDE), dtype=np.int64)
         # The small one is painted first: what is named first is never hidden.
@@ -109,9 +111,7 @@ class ShapesSource:
             row, column = divmod(PLACES.index(thing.place), 3)
             centre = np.array([row, column]) * CELL + CELL / 2 + draws.uniform(-2, 2, 2)
             centre = centre.clip(thing.half, SIDE - thing.half)
-            inside = _inside(
-                thing.shape, *(np.mgrid[:SIDE, :SIDE] + 0.5 - centre[:, None, None]) / thing.half
-            )
+            inside = _inside(thing.shape, *(_PIXELS - centre[:, None, None]) / thing.half)
             canvas[inside] = COLOURS[thing.colour] + draws.normal(0, 12, 3)
             owner[inside] = number
         return canvas.clip(0, 255).round().astype(np.uint8), owner
@@ -143,12 +143,12 @@ class ShapesSource:
 
 def _inside(shape: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Where a shape is, by places from -1 to 1."""
-    distance, reach = np.hypot(rows, columns), np.maximum(abs(rows), abs(columns))
-    found: dict[str, np.ndarray] = {
-        "circle": distance <= 1,
-        "square": reach <= 0.85,
-        "triangle": (abs(rows) <= 0.9) & (abs(columns) <= (rows + 0.9) / 1.8),
-        "cross": (reach <= 1) & (np.minimum(abs(rows), abs(columns)) <= 0.32),
-        "ring": (distance <= 1) & (distance >= 0.5),
-    }
-    return found[shape]
+    if shape == "square":
+        return np.asarray(np.maximum(abs(rows), abs(columns)) <= 0.85)
+    if shape == "triangle":
+        return np.asarray((abs(rows) <= 0.9) & (abs(columns) <= (rows + 0.9) / 1.8))
+    if shape == "cross":
+        tall, wide = abs(rows), abs(columns)
+        return np.asarray((np.maximum(tall, wide) <= 1) & (np.minimum(tall, wide) <= 0.32))
+    distance = np.hypot(rows, columns)
+    return np.asarray((distance <= 1) & (distance >= (0.5 if shape == "ring" else 0)))

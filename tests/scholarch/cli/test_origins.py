@@ -100,6 +100,20 @@ def test_a_version_of_the_registry(first: Path, monkeypatch: pytest.MonkeyPatch)
     assert main(["pretrain", "--run", "new", "--resume"]) == 0  # what it began from was taken over long ago
 
 
+def test_an_aligned_model_has_the_version_of_its_backbone_as_parent(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{first}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    small = ("data.channels=1", "training.steps=2", "evaluation.every=2", "registered_name=words")
+    asked = ("--scale", "tiny", "--run", "new", "--backbone", "models:/demo-digits@candidate", *small)
+    assert main(["align", *asked]) == 0
+    client = MlflowClient(uri)
+    backbone = client.get_model_version_by_alias("demo-digits", "candidate")
+    words = client.get_model_version_by_alias("words", "candidate")
+    assert words.tags["parent"] == f"models:/demo-digits/{backbone.version}"
+
+
 def test_an_exported_folder_is_a_teacher_without_heads(
     first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,5 +212,5 @@ def _evaluate(model: str, suite: str, overrides: Sequence[str]) -> Result:
 
     with TemporaryDirectory(prefix="scholarch-") as folder, world() as processes:
         to = f"{folder}/result"
-        run_suite(Asked(model, suite, overrides, to, "", 64, as_json=False), processes)
+        run_suite(Asked(model, suite, overrides, to, "", 64, as_json=False, kept=False), processes)
         return read_result(to)

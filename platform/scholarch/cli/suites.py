@@ -73,6 +73,7 @@ class Asked:
         features: address that outputs are kept at; empty: under `to`, until there is a result.
         batch: pictures that go through the backbone together.
         as_json: print the document in place of a table.
+        kept: the result stays at `to` after the command, which then says so.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Asked:
     features: str
     batch: int
     as_json: bool
+    kept: bool = True
 
 
 def run_suite(asked: Asked, world: World) -> int:
@@ -272,7 +274,8 @@ def _show(asked: Asked, to: str, result: Result) -> None:
     broken = sum(sum(data.broken.values()) for data in result.data.values())
     if broken:
         print(f"  {broken} pictures could not be read and were left out")
-    print(f"written to {to}")
+    if asked.kept:
+        print(f"written to {to}")
 
 
 def _document(result: Result) -> dict[str, object]:

@@ -150,12 +150,15 @@ def test_the_demo_in_small(
         "artifacts stand beside the database"
     )
     assert main(["promote", "demo-digits", "--policy", "demo/digits"]) == 1
-    assert "asked for: at least 0.75" in capsys.readouterr().out, "two steps are too few"
+    printed = capsys.readouterr().out
+    assert "asked for: at least 0.75" in printed, "two steps are too few"
+    assert "models:/demo-digits/1 on suite digits" in printed
+    assert "written to" not in printed, "what it was written to is gone"
     spec = read_policy("demo/digits").manifest()
     spec["gates"][0]["bound"] = 0.2
     Path("policy.yaml").write_text(yaml.safe_dump(spec))
     assert main(["promote", "demo-digits", "--policy", "policy.yaml"]) == 0
-    assert "written to" not in capsys.readouterr().out, "the result was found, not made again"
+    assert "on suite digits" not in capsys.readouterr().out, "the result was found, not made again"
     assert aliases(uri, "demo-digits") == {"champion": "1"}
     version = connect(uri).get_model_version("demo-digits", "1")
     assert (version.tags["recipe"], version.tags["data"]) == ("demo/digits", "builtin:digits")

@@ -153,3 +153,27 @@ def test_a_stop_at_one_process_ends_all_after_the_same_step(tmp_path: Path) -> N
     ends = run_ranks(2, one_is_stopped, data, tmp_path)
     assert [outcome for outcome, _ in ends] == ["interrupted"] * 2
     assert ends[0][1] == ends[1][1] < 9
+
+
+def one_plans_anew(group: ProcessGroup, data: Mapping[str, Any], folder: Path) -> tuple[str, int, list[Any]]:
+    trainer, exchange, _, _ = trainer_of(group, data, {"breaks": 1, "lasts": 1}, [0, 3, 10], folder)
+    told: list[Any] = []
+    exchange.replanned = lambda seen: not told.append(list(seen))  # type: ignore[func-returns-value]
+    outcome, finished = trainer.run(trainer.begin())
+    exchange.serve()
+    exchange.close()
+    return outcome, finished, told
+
+
+@pytest.mark.gloo
+def test_another_plan_ends_all_at_a_checkpoint(tmp_path: Path) -> None:
+    """Asked at every second step, and heard once there are three measurements beyond the warm-up of two."""
+    data = job_data("training.steps=12", "training.checkpoint_every=2", students={**TWO, "breaks": {}})
+    ends = run_ranks(2, one_plans_anew, data, tmp_path)
+    assert [outcome for outcome, _, _ in ends] == ["interrupted"] * 2
+    assert ends[0][1] == ends[1][1] == 6
+    assert ends[0][2] == ends[1][2], "decided by the same numbers"
+    ((first, second),) = ends[0][2]
+    assert (first.student, first.own, first.part) == ("breaks", 10, 3)
+    assert (second.student, second.own, second.part) == ("lasts", 10, 7)
+    assert min(first.student_seconds, second.teacher_seconds) > 0

@@ -15,7 +15,7 @@ BYTES_A_SECOND = 3.8e8
 """Of vectors, as float32, that are read, made of length 1 and added in float64."""
 SEEDING_OPERATIONS_A_SECOND = 1.0e10
 """Floating-point operations of k-means++, which compares to a few points at a time."""
-PROCESS_BYTES = 400 << 20
+PROCESS_BYTES = 512 << 20
 """Of a process that has done nothing yet: Python, torch, Ray."""
 _FLOAT, _DOUBLE, _INT = 4, 8, 8
 

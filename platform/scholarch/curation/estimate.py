@@ -9,11 +9,11 @@ from scholarch.curation.kmeans import PIECE, KMeansOptions, block_spans, trials_
 from scholarch.curation.workers import IN_FLIGHT
 
 # Of one core of an AMD EPYC virtual machine, by benchmarks/kmeans.py; benchmarks/results/kmeans.md has them.
-OPERATIONS_A_SECOND = 4.7e10
+OPERATIONS_A_SECOND = 5.2e10
 """Floating-point operations of distances to centroids, float32."""
-BYTES_A_SECOND = 3.8e8
+BYTES_A_SECOND = 4.1e8
 """Of vectors, as float32, that are read, made of length 1 and added in float64."""
-SEEDING_OPERATIONS_A_SECOND = 1.0e10
+SEEDING_OPERATIONS_A_SECOND = 9.1e9
 """Floating-point operations of k-means++, which compares to a few points at a time."""
 PROCESS_BYTES = 512 << 20
 """Of a process that has done nothing yet: Python, torch, Ray."""

@@ -49,7 +49,7 @@ faults: $(READY) ## seeded faults against elastic runs in MinIO (a draft: not ye
 	@.ci/bring_minio
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults --write ../docs/faults.md $(ARGS)
 
-cluster-test: $(READY) ## tests on the real Kubernetes of KUBECONFIG; .ci/cluster starts one
+cluster-test: $(READY) ## tests on the Kubernetes of KUBECONFIG (.ci/cluster); ARGS="-m long": those of minutes
 	@$(BIN)/pytest -m "cluster and not long" --timeout 1200 $(ARGS)
 
 bench: $(READY) ## benchmarks, side by side

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -25,6 +28,17 @@ def objects(*arguments: str) -> list[Manifest]:
     parsed = json.loads(found) if found.strip() else {"items": []}
     items: list[Manifest] = parsed.get("items", [parsed])
     return items
+
+
+@contextmanager
+def followed(file: Path, *arguments: str) -> Iterator[None]:
+    """Writes into a file what `kubectl get ARGUMENTS --watch` says meanwhile."""
+    command = ["kubectl", "get", *arguments, "--watch"]
+    with file.open("w") as out, subprocess.Popen(command, stdout=out) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def state_of(namespace: str) -> str:

@@ -35,8 +35,7 @@ class Installed:
     def looks(self) -> float:
         """How often it has looked at runs."""
         for pod in self._pods():
-            path = f"/api/v1/namespaces/{self._namespace}/pods/{pod['metadata']['name']}:9090/proxy/metrics"
-            return counted(self._api.text(path))
+            return counted(self._api.page(self._namespace, pod["metadata"]["name"], 9090, "metrics"))
         return 0.0
 
     def end(self) -> None:
@@ -102,7 +101,8 @@ Operator = Installed | Beside
 
 def the_operator(api: Api) -> Operator:
     """The cluster's, or one beside it."""
-    found = api.of("Deployment", "apps/v1").get(label_selector=LABELS).to_dict()["items"]
+    # By its pod: a second one beside it would be at work on the same runs.
+    found = api.of("Pod").get(label_selector=LABELS).to_dict()["items"]
     operator = Installed(api, found[0]["metadata"]["namespace"]) if found else Beside(api)
     operator.wait()
     return operator

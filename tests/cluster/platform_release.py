@@ -85,3 +85,27 @@ def of_release() -> dict[str, Any]:
         )
         for one in found
     }
+
+
+@contextmanager
+def away(part: str) -> Iterator[None]:
+    """A server of the platform has no pod meanwhile."""
+    deployment = f"deployment/{RELEASE}-{part}"
+    run("kubectl", "scale", deployment, "-n", NAMESPACE, "--replicas", "0")
+    try:
+        selector = f"app.kubernetes.io/component={part},app.kubernetes.io/name=scholarch"
+        run("kubectl", "wait", "pod", "-n", NAMESPACE, "-l", selector, "--for=delete", "--timeout", "120s")
+        yield
+    finally:
+        run("kubectl", "scale", deployment, "-n", NAMESPACE, "--replicas", "1")
+        run(
+            "kubectl",
+            "rollout",
+            "status",
+            deployment,
+            "-n",
+            NAMESPACE,
+            "--timeout",
+            f"{SECONDS}s",
+            seconds=SECONDS,
+        )

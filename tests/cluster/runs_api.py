@@ -97,12 +97,11 @@ class Api:
         found = self.list("Pod", "v1", namespace, run)
         return [pod for pod in found if pod["metadata"]["labels"].get(f"{GROUP}/role") == "worker"]
 
-    def text(self, path: str) -> str:
-        """What the API server answers at a path."""
-        answer = self.client.call_api(
-            path, "GET", auth_settings=["BearerToken"], response_type="str", _preload_content=False
+    def page(self, namespace: str, pod: str, port: int, path: str) -> str:
+        """What a pod answers at a path, by way of the API server."""
+        found: str = client.CoreV1Api(self.client).connect_get_namespaced_pod_proxy_with_path(
+            f"{pod}:{port}", namespace, path
         )
-        found: str = answer[0].data.decode()
         return found
 
     @contextmanager

@@ -6,12 +6,14 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from platform_release import TEAM, reached, secret
 from runs_api import Api, Manifest
 from scholarch.cli import main
+from scholarch.registry.client import connect
 from sklearn.datasets import load_digits
 
 SMALL = (
@@ -55,9 +57,30 @@ def store_at_hand(purpose: str = "storage") -> Iterator[None]:
     """This process and what it starts reach the platform's MinIO, with the team's key for a purpose."""
     with reached("scholarch-minio", 9000) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        # MLflow keeps its clients by this one: the port is another one each time.
+        patch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{address}")
         for variable, value in secret(TEAM, f"scholarch-{purpose}").items():
             patch.setenv(variable, value)
         yield
+
+
+@contextmanager
+def registry_at_hand() -> Iterator[Any]:
+    """A client of the platform's MLflow, as the team; `store_at_hand` brings its files into reach."""
+    with reached("scholarch-mlflow", 5000) as address, pytest.MonkeyPatch.context() as patch:
+        for variable, value in secret(TEAM, "scholarch-tracking").items():
+            patch.setenv(variable, value)
+        yield connect(f"http://{address}")
+
+
+def new_model(client: Any, sources: list[tuple[str, str]]) -> str:
+    """A registered model whose versions, a champion and a candidate, have these sources and runs."""
+    name = f"digits-{secrets.token_hex(3)}"
+    client.create_registered_model(name)
+    for (source, run_id), alias in zip(sources, ("champion", "candidate"), strict=True):
+        version = client.create_model_version(name, source, run_id).version
+        client.set_registered_model_alias(name, alias, version)
+    return name
 
 
 def pack_digits(folder: Path, number: int) -> None:

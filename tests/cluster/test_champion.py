@@ -9,18 +9,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from commands import run
-from platform_release import NAMESPACE, TEAM, reached, secret
+from platform_release import TEAM, away
 from runs_api import Api, Manifest, condition, wait_for
 from scholarch.config.promotion import POLICY, PROMOTION, read_policy
 from scholarch.config.training_run import GROUP, KIND, VERSION
-from scholarch.registry.client import connect
 from scholarch.registry.history import SUFFIX
-from stores import SECRETS, small
+from stores import SECRETS, new_model, registry_at_hand, small
 
 from operators import Operator
 
@@ -28,15 +25,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
 API_VERSION = f"{GROUP}/{VERSION}"
 MINUTES = 60.0
 AWAY_SECONDS = 30
-
-
-@contextmanager
-def registry() -> Iterator[Any]:
-    """The platform's MLflow, as the team."""
-    with reached("scholarch-mlflow", 5000) as address, pytest.MonkeyPatch.context() as patch:
-        for variable, value in secret(TEAM, "scholarch-tracking").items():
-            patch.setenv(variable, value)
-        yield connect(f"http://{address}")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,7 @@ def trained(api: Api, image: str) -> Iterator[list[Any]]:
             lambda name=name: condition(api.get(TEAM, name), "Complete").get("status") == "True",
             15 * MINUTES,
         )
-    with registry() as client:
+    with registry_at_hand() as client:
         versions = [client.get_model_version(model, number) for number in ("1", "2")]
         assert client.get_registered_model(model).aliases == {"candidate": "2"}
     yield versions
@@ -64,14 +52,9 @@ def trained(api: Api, image: str) -> Iterator[list[Any]]:
 
 @pytest.fixture
 def model(trained: list[Any]) -> str:
-    """A registered model of the two versions: candidate and champion."""
-    name = f"digits-{secrets.token_hex(3)}"
-    with registry() as client:
-        client.create_registered_model(name)
-        for version, alias in zip(trained, ("champion", "candidate"), strict=True):
-            taken = client.create_model_version(name, version.source, version.run_id)
-            client.set_registered_model_alias(name, alias, taken.version)
-    return name
+    """A registered model of the two versions: champion and candidate."""
+    with registry_at_hand() as client:
+        return new_model(client, [(version.source, version.run_id) for version in trained])
 
 
 def ask(api: Api, model: str, image: str) -> None:
@@ -85,20 +68,6 @@ def ask(api: Api, model: str, image: str) -> None:
     for kind, spec in ((POLICY, policy), (PROMOTION, {"policy": model})):
         body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": model}, "spec": spec}
         api.of(kind, API_VERSION).create(body=body, namespace=TEAM)
-
-
-@contextmanager
-def away(part: str) -> Iterator[None]:
-    """A server of the platform has no pod for half a minute."""
-    deployment = f"deployment/scholarch-{part}"
-    run("kubectl", "scale", deployment, "-n", NAMESPACE, "--replicas", "0")
-    try:
-        selector = f"app.kubernetes.io/component={part},app.kubernetes.io/name=scholarch"
-        run("kubectl", "wait", "pod", "-n", NAMESPACE, "-l", selector, "--for=delete", "--timeout", "120s")
-        yield
-        time.sleep(AWAY_SECONDS)
-    finally:
-        run("kubectl", "scale", deployment, "-n", NAMESPACE, "--replicas", "1")
 
 
 @pytest.mark.parametrize("part", ["mlflow", "minio", "operator"])
@@ -134,8 +103,9 @@ def test_the_champion_changes_whatever_goes_away(
         with away(part):
             if part == "mlflow":
                 wait_for("MLflow is missed", said("Reachable", "False"))
+            time.sleep(AWAY_SECONDS)
     wait_for("the new champion", said("Promoted", "True"), 15 * MINUTES)
-    with registry() as client:
+    with registry_at_hand() as client:
         aliases = client.get_registered_model(model).aliases
         assert aliases == {"candidate": "2", "champion": "2", "previous": "1"}
         assert len(client.search_model_versions(f"name = '{model}{SUFFIX}'")) == 1, "it is done once"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from commands import followed
 from platform_release import TEAM
 from runs_api import Api, Manifest, condition, wait_for
 from scholarch.storage.objects import open_objects
-from stores import ENVIRONMENT, RUNS, SMALL, small, store_at_hand
+from stores import ENVIRONMENT, RUNS, SMALL, registry_at_hand, small, store_at_hand
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1500)]
 MINUTES = 60.0
@@ -18,17 +21,16 @@ TRAINING = 10 * MINUTES
 """For a run to come to its end on two cores that do other things too."""
 
 
-def finished(api: Api, name: str) -> Manifest:
-    """The run at its end, which is a good one."""
+def finished(api: Api, name: str) -> None:
+    """Waits for the run's end, which is a good one."""
 
-    def over() -> Manifest | None:
+    def over() -> bool:
         run = api.get(TEAM, name)
         failed = condition(run, "Failed")
         assert failed.get("status") != "True", failed
-        return run if condition(run, "Complete").get("status") == "True" else None
+        return condition(run, "Complete").get("status") == "True"
 
-    found: Manifest = wait_for(f"the end of {name}", over, TRAINING)
-    return found
+    wait_for(f"the end of {name}", over, TRAINING)
 
 
 def step(api: Api, name: str) -> int:
@@ -36,8 +38,27 @@ def step(api: Api, name: str) -> int:
     return int(run.get("status", {}).get("progress", {}).get("step", -1))
 
 
-def test_two_stages_on_two_nodes(api: Api, name: str, image: str, digits: str) -> None:
+def test_two_stages_on_two_nodes(api: Api, name: str, image: str, digits: str, tmp_path: Path) -> None:
     """Data and checkpoints in MinIO; progress, checkpoint and link in the status; suspended and resumed on the way."""
+    seen = tmp_path / "seen"
+    with followed(seen, "trainingruns", name, "-n", TEAM):
+        run_suspended_and_resumed(api, name, image, digits)
+    steps = re.findall(rf"^{name} +True +2 +(\d+) +40 ", seen.read_text(), re.MULTILINE)
+    assert len(set(steps)) > 1, "kubectl get --watch tells how far it is"
+    status = (api.get(TEAM, name) or {})["status"]
+    assert (status["attempt"], status["countedRestarts"]) == (1, 0)
+    assert status["progress"]["total"] == 40
+    assert status["lastCheckpoint"] == "stages/2-stage-2/checkpoints/step-000000040"
+    with store_at_hand(), registry_at_hand() as client:
+        records = open_objects(f"{RUNS}/{name}").read("stages/1-demo-digits/metrics.jsonl").decode()
+        run_id = status["mlflowUrl"].rpartition("/")[2]
+        assert client.get_run(run_id).data.metrics["loss/total"] > 0
+        files = {file.path for file in client.list_artifacts(run_id, "report")}
+    assert records.count('"loss/total"') == 40, "each step once, although it was suspended"
+    assert {"report/index.html", "report/losses.png"} <= files
+
+
+def run_suspended_and_resumed(api: Api, name: str, image: str, digits: str) -> None:
     high = "extends: demo/digits\ninit_from: {stage: previous}\n"
     spec = small(
         image,
@@ -53,14 +74,7 @@ def test_two_stages_on_two_nodes(api: Api, name: str, image: str, digits: str) -
     api.change(TEAM, name, suspend=True)
     wait_for("no pods", lambda: not api.pods(TEAM, name), 5 * MINUTES)
     api.change(TEAM, name, suspend=False)
-    status = finished(api, name)["status"]
-    assert (status["attempt"], status["countedRestarts"]) == (1, 0)
-    assert status["progress"]["total"] == 40
-    assert status["lastCheckpoint"] == "stages/2-stage-2/checkpoints/step-000000040"
-    assert "/#/experiments/" in status["mlflowUrl"]
-    with store_at_hand():
-        records = open_objects(f"{RUNS}/{name}").read("stages/1-demo-digits/metrics.jsonl").decode()
-    assert records.count('"loss/total"') == 40, "each step once, although it was suspended"
+    finished(api, name)
 
 
 def test_wrong_input_ends_at_once(api: Api, name: str, image: str) -> None:
@@ -90,6 +104,19 @@ def torchx(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def follows(folder: Path, replicas: str, seen: int) -> None:
+    """Reads a log as it comes, until it tells of a step that was still to come."""
+    command = [sys.executable, "-m", "torchx.cli.main", "log", "--tail", replicas]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        ending = threading.Timer(5 * MINUTES, process.kill)
+        ending.start()
+        assert process.stdout is not None
+        told = (re.search(r"step (\d+)/", line) for line in process.stdout)
+        assert any(found and int(found[1]) > seen + 20 for found in told), "the log goes on"
+        ending.cancel()
+        process.kill()
+
+
 def test_torchx(api: Api, name: str, image: str, tmp_path: Path) -> None:
     """Run with code that is not the image's, status, list, log, cancel and delete, from the command line."""
     packages = tmp_path / "packages"
@@ -114,6 +141,7 @@ def test_torchx(api: Api, name: str, image: str, tmp_path: Path) -> None:
     assert "of 100000" in said
     assert "/#/experiments/" in said
     assert "code of this test" in torchx(tmp_path, "log", f"{handle}/pretrain/0,1")
+    follows(tmp_path, f"{handle}/pretrain/0,1", step(api, name))
     torchx(tmp_path, "cancel", handle)
     wait_for("no Job", lambda: not api.jobs(TEAM, name), 5 * MINUTES)
     assert "CANCELLED" in torchx(tmp_path, "status", handle)

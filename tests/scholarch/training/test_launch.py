@@ -16,8 +16,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from launched import SECONDS, Started
 from meeting_place import free_port, meeting_place
-from nodes import SECONDS, Started
 from scholarch.storage.code import pack, send
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, main

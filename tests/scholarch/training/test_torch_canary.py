@@ -13,8 +13,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from launched import SECONDS, torchrun_node
 from meeting_place import meeting_place
-from nodes import SECONDS, torchrun_node
 from processes import start_process
 
 SHARING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"

@@ -7,17 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ports import free_port
 from processes import start_process
 from scholarch.training.store import serve
 
 SECONDS = 60
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ports import free_port
 
 PLACES = (Path(__file__).parents[1] / ".tools/bin/minio", Path("~/.cache/cluster/bin/minio").expanduser())
 USER, PASSWORD = "scholarch-tests", "scholarch-tests-secret"
@@ -26,7 +27,7 @@ class MinioServer:
     """A server on loopback with one drive, `folder`; a context manager that ends it."""
 
     folder: Path
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -90,9 +91,3 @@ class MinioServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

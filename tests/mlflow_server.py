@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 
 class MlflowServer:
@@ -27,9 +27,7 @@ class MlflowServer:
     def __init__(
         self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.folder, self.options = folder, options
         self.environment = {**os.environ, **(environment or {})}
         self.uri = f"http://127.0.0.1:{self.port}"

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 import torch
 from environments import linked_environment
 from PIL import Image
+from ports import free_port
 from scholarch.data.views import EvaluationView
 from scholarch.errors import UserError
 from scholarch.models import build_backbone
@@ -234,9 +234,7 @@ def test_base64_over_http_gives_the_same(registered: tuple[Path, str]) -> None:
 @pytest.mark.service
 def test_mlflow_serves_it(registered: tuple[Path, str], tmp_path: Path) -> None:
     arrays, files = pictures()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model_folder(registered[0]))]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -17,7 +17,8 @@ from textwrap import dedent
 
 import pytest
 from launched import SECONDS, Started
-from meeting_place import free_port, meeting_place
+from meeting_place import meeting_place
+from ports import free_port
 from scholarch.storage.code import pack, send
 from scholarch.training.agent import exit_code
 from scholarch.training.launch import SHORT_TIMERS, main

@@ -16,28 +16,34 @@ from ports import free_port
 
 
 class MlflowServer:
-    """`mlflow server` on a port of loopback, with SQLite and a local artifact folder behind it.
+    """`mlflow server` on a free port, with SQLite and a local artifact folder behind it.
 
     Args:
         folder: for its files.
         options: more words of the command.
         environment: more variables than this process has.
+        host: address of this machine that it listens at.
     """
 
     def __init__(
-        self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.port = free_port()
         self.folder, self.options = folder, options
         self.environment = {**os.environ, **(environment or {})}
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://{host}:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers; nothing when it runs already."""
         if self.process is not None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts"), *self.options]
         with (self.folder / "server.log").open("ab") as log:

@@ -25,7 +25,8 @@ from scholarch_operator.controller import PERIOD_SECONDS, Key
 from scholarch_operator.evaluation_run import evaluation_run
 from scholarch_operator.metrics import PROMOTIONS
 from scholarch_operator.observed import Body
-from scholarch_operator.promotion import EvaluationRun, Promotion, Seen, candidate_of, next_step
+from scholarch_operator.promotion import EvaluationRun, Promotion, Seen, candidate_of, next_step, unreadable
+from scholarch_operator.promotion_status import PromotionStatus
 from scholarch_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,14 @@ class PromotionController:
         PROMOTIONS.labels(outcome).inc()
 
     def _reconcile(self, key: Key, body: Body) -> str:
-        promotion = Promotion.parse(body)
+        now = datetime.now(UTC).replace(microsecond=0)
+        try:
+            promotion = Promotion.parse(body)
+        except UserError as error:  # written under another version of the CRD
+            return self._unreadable(key, body, str(error), now)
         policy, trouble = self._policy(key[0], promotion.spec.policy)
         seen = Seen(
-            now=datetime.now(UTC).replace(microsecond=0),
+            now=now,
             policy=policy,
             trouble=trouble,
             runs=tuple(self._runs.get(key, ())),
@@ -103,6 +108,13 @@ class PromotionController:
             assert policy is not None
             self._record(key, client, promotion, policy, step.record)
         return step.status.verdict or "waiting"
+
+    def _unreadable(self, key: Key, body: Body, message: str, now: datetime) -> str:
+        before, meta = PromotionStatus.parse(body.get("status")), body["metadata"]
+        status = unreadable(before, message, now, meta.get("generation", 0))
+        if status != before:
+            self._cluster.write_status(*key, meta["resourceVersion"], status, PROMOTION)
+        return "invalid"
 
     def _policy(self, namespace: str, name: str) -> tuple[PolicySpec | None, str]:
         body = next(iter(self._policies.get((namespace, name), ())), None)

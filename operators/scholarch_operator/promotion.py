@@ -179,6 +179,13 @@ def next_step(promotion: Promotion, seen: Seen) -> Step:
     return _step(promotion, seen, said, decision, record=recorded)
 
 
+def unreadable(status: PromotionStatus, message: str, now: datetime, generation: int) -> PromotionStatus:
+    """The status of a promotion whose spec this operator does not understand: nothing else about it changes."""
+    said = _condition(status, "Failed", {"Failed": ("True", "InvalidSpec", message)}, now, generation)
+    others = [condition for condition in status.conditions if condition.type != "Failed"]
+    return status.model_copy(update={"conditions": [*others, said]})
+
+
 def _contender(promotion: Promotion, seen: Seen, version: str) -> Contender:
     assert seen.standing is not None
     act = seen.standing.history.withdrawn.get(version)

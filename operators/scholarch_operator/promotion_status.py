@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scholarch_operator.status import Message, Observation, Part, Time
+from scholarch_operator.status import Message, Observation, Part, Time, known
 
 Type = Literal["Evaluating", "Promoted", "Held", "Drifted", "Failed", "Reachable"]
 CONDITIONS: tuple[Type, ...] = ("Evaluating", "Promoted", "Held", "Drifted", "Failed", "Reachable")
@@ -67,7 +67,7 @@ class PromotionStatus(Part):
     @classmethod
     def parse(cls, status: Mapping[str, Any] | None) -> PromotionStatus:
         """The status of an object; one that has none yet has the default one."""
-        return cls.model_validate(dict(status or {}))
+        return cls.model_validate(known(status, CONDITIONS))
 
     def manifest(self) -> dict[str, Any]:
         """As in an object."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,14 @@ Time = Annotated[datetime, Field(json_schema_extra={"format": "date-time"})]
 Message = Annotated[str, Field(max_length=MESSAGE_LENGTH)]
 Reason = Annotated[str, Field(max_length=64, pattern=r"^[A-Z][A-Za-z]*$")]
 Checkpoint = Annotated[str, Field(max_length=1024)]
+
+
+def known(status: Mapping[str, Any] | None, types: Sequence[str]) -> dict[str, Any]:
+    """A status without conditions of other types, which a newer operator may have written."""
+    found = dict(status or {})
+    if "conditions" in found:
+        found["conditions"] = [c for c in found["conditions"] if c.get("type") in types]
+    return found
 
 
 class Part(BaseModel):
@@ -102,7 +110,7 @@ class RunStatus(Part):
     @classmethod
     def parse(cls, status: Mapping[str, Any] | None) -> RunStatus:
         """The status of an object; a run that has none yet has the default one."""
-        return cls.model_validate(dict(status or {}))
+        return cls.model_validate(known(status, CONDITIONS))
 
     def manifest(self) -> dict[str, Any]:
         """As in an object; times in whole seconds of UTC."""

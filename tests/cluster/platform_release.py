@@ -33,7 +33,8 @@ def values() -> Manifest:
     return {
         "image": {"repository": repository, "tag": tag},
         "minio": {"image": MINIO, "size": "1Gi"},
-        "mlflow": {"size": "1Gi"},
+        # With the default tenth of a core it does not answer beside busy runs, and that looks like an outage.
+        "mlflow": {"size": "1Gi", "resources": {"requests": {"cpu": "500m", "memory": "768Mi"}}},
         "namespaces": [{"name": TEAM}],
         "kueue": {"enabled": kueue, "flavors": [flavor], "priorities": {"scholarch-urgent": 1000}},
     }

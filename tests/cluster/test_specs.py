@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from kubernetes.client.exceptions import ApiException
-from runs_api import Api
+from runs_api import Api, Manifest, condition, wait_for
+from scholarch.config.promotion import PROMOTION, PROMOTIONS
+from scholarch.config.training_run import GROUP, KIND, PLURAL, VERSION
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "scholarch_operator/invalid_specs.yaml").read_text())
@@ -54,3 +58,51 @@ def test_what_may_not_change(api: Api, namespace: str) -> None:
         with pytest.raises(ApiException) as caught:
             api.replace(namespace, f"digits-{number}", TABLE["valid"])
         assert case["says"] in str(caught.value.body), case["name"]
+
+
+@contextmanager
+def newer(api: Api, plural: str) -> Iterator[None]:
+    """A kind's CRD is of a version to come meanwhile, with a key `spec.tomorrow`."""
+    crds = api.of("CustomResourceDefinition", "apiextensions.k8s.io/v1")
+    path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/tomorrow"
+
+    def patch(change: Manifest) -> None:
+        body = [change | {"path": path}]
+        crds.patch(body=body, name=f"{plural}.{GROUP}", content_type="application/json-patch+json")
+
+    patch({"op": "add", "value": {"type": "string"}})
+    try:
+        yield
+    finally:
+        patch({"op": "remove"})
+
+
+def test_objects_of_a_newer_version_are_told(api: Api, namespace: str) -> None:
+    """An operator that does not know all of a spec does nothing about it, says so, and looks after the others."""
+
+    def made(kind: str, spec: Manifest) -> None:
+        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": "new"}, "spec": spec}
+        kinds = api.of(kind, f"{GROUP}/{VERSION}")
+
+        def kept() -> bool:
+            """The API server takes a moment to know the key."""
+            found = kinds.create(body=body, namespace=namespace).to_dict()
+            if "tomorrow" not in found["spec"]:
+                kinds.delete(name="new", namespace=namespace)
+            return "tomorrow" in found["spec"]
+
+        wait_for("the newer version", kept)
+
+    def said(kind: str, of: str) -> Manifest:
+        return condition(api.get(namespace, "new", kind), of)
+
+    with newer(api, PLURAL), newer(api, PROMOTIONS):
+        made(KIND, {**TABLE["valid"], "tomorrow": "x"})
+        made(PROMOTION, {"policy": "none", "tomorrow": "x"})
+        wait_for("the run's condition", lambda: said(KIND, "Scheduled").get("reason") == "InvalidSpec")
+        wait_for("the promotion's", lambda: said(PROMOTION, "Failed").get("reason") == "InvalidSpec")
+        assert "tomorrow" in said(KIND, "Scheduled")["message"]
+        assert "tomorrow" in said(PROMOTION, "Failed")["message"]
+        assert not api.jobs(namespace, "new")
+        api.run(namespace, "old", {**TABLE["valid"], "image": "scholarch.invalid/nowhere:1"})
+        wait_for("the other one's Job", lambda: api.jobs(namespace, "old"))

@@ -63,6 +63,18 @@ def test_metrics_follow_the_runs() -> None:
     text = generate_latest(registry).decode()
     assert 'scholarch_run_step{namespace="vision",run="digits"} 7.0' in text
     assert 'scholarch_run_eta_seconds{namespace="vision"' not in text
+    # Of a newer operator: its condition is not ours to count, and the other runs' numbers still come.
+    newer = {
+        "type": "Mirrored",
+        "status": "True",
+        "reason": "Done",
+        "lastTransitionTime": "2026-11-22T12:00:00Z",
+    }
+    bodies.append({"metadata": {"namespace": "vision", "name": "new"}, "status": {"conditions": [newer]}})
+    text = generate_latest(registry).decode()
+    assert 'scholarch_run_step{namespace="vision",run="digits"} 7.0' in text
+    assert 'run="new"' in text
+    assert "Mirrored" not in text
     bodies.clear()
     assert "digits" not in generate_latest(registry).decode()
 

@@ -12,7 +12,8 @@ from scholarch.registry.history import Act, replay
 from scholarch.registry.promotion import Standing
 from scholarch_operator.evaluation_run import evaluation_run, read_evaluation
 from scholarch_operator.job import verb_arguments
-from scholarch_operator.promotion import EvaluationRun, Promotion, Seen, Step, next_step, purpose
+from scholarch_operator.promotion import EvaluationRun, Promotion, Seen, Step, next_step, purpose, unreadable
+from scholarch_operator.promotion_status import PromotionStatus
 from training_runs import START, after
 
 POLICY = a_policy({"bound": 0.5, "allowedRegression": 0.02}, evaluation={"image": "registry/scholarch:1"})
@@ -162,3 +163,25 @@ def test_what_was_rolled_back_does_not_come_back() -> None:
     where = standing(*acts, candidate="2", champion="1")
     step = next_step(a_promotion(), seen(where, results=results(v1=0.9, v2=0.9)))
     assert (step.status.verdict, step.status.reasons) == ("refuse", ["version 2 was rolled back by act 2"])
+
+
+def test_what_the_operator_does_not_understand_is_said_once() -> None:
+    status = next_step(a_promotion(), seen(standing(candidate="2"))).status
+    said = unreadable(status, "spec.x: unknown", after(0), 3)
+    failed = said.condition("Failed")
+    assert failed is not None
+    assert (failed.status, failed.reason, failed.message) == ("True", "InvalidSpec", "spec.x: unknown")
+    assert (said.verdict, said.candidate) == (status.verdict, "2"), "the rest stays"
+    assert unreadable(said, "spec.x: unknown", after(9), 3) == said
+
+
+def test_status_of_a_newer_operator() -> None:
+    """What it says beside what is known here is passed over."""
+    newer = {
+        "type": "Mirrored",
+        "status": "True",
+        "reason": "Done",
+        "lastTransitionTime": "2026-11-22T12:00:00Z",
+    }
+    read = PromotionStatus.parse({"conditions": [newer, {**newer, "type": "Held"}], "mirrors": 2})
+    assert [condition.type for condition in read.conditions] == ["Held"]

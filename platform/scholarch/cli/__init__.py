@@ -31,7 +31,7 @@ VERBS = (
     Verb("inspect", "draw what a backbone makes of one picture: attention, similarity, features, outliers"),
     Verb("export", "write a trained backbone as safetensors and as a checkpoint for timm"),
     Verb("checkpoints", "list or verify a run's checkpoints, or export the backbone of one"),
-    Verb("register", "put a finished run's backbone into the MLflow registry"),
+    Verb("register", "bring a run to MLflow that ended while it was away: record, report, version"),
     Verb("promote", "make a registered version champion if it passes the gates of a policy, or go back"),
     Verb("pack", "put pictures into shards that any number of machines can stream, in S3 or in a folder"),
     Verb("curate", "make a training set of pools of pictures: deduplicated, balanced, like given ones"),

@@ -187,7 +187,7 @@ class Session:
                 self._say(f"registered {done.name} version {done.version}, alias candidate")
             except (RunFailed, UserError) as error:
                 # The training is whole and exported; only the registry is missing.
-                self._say(f"warning: {error}")
+                self._say(f"warning: {error}\nwhen MLflow can be reached: scholarch register {plan.address}")
         width = max(map(len, following))
         lines = [f"  {what:<{width}}  {command}" for what, command in following.items()]
         self._say("next:\n" + "\n".join(lines))

@@ -23,7 +23,7 @@ from scholarch.storage.local import write_text
 from scholarch.storage.records import RECORDS_NAME, Follower, Record
 
 KEY_TAG = "scholarch.key"
-_KNOWN_FILE = "mlflow/run.json"
+KNOWN_FILE = "mlflow/run.json"
 _POINTS_AT_ONCE = 1000  # MLflow's limit for one request
 _LINES_AT_ONCE = 500
 
@@ -94,8 +94,8 @@ class Delivery:
             run = self._client.create_run(experiment, run_name=self._target.run_name, tags=tags)
             run_id = str(run.info.run_id)
         known = {"run_id": run_id, "tracking_uri": redact_text(self._target.uri)}
-        (self._folder / _KNOWN_FILE).parent.mkdir(exist_ok=True)
-        write_text(self._folder / _KNOWN_FILE, json.dumps(known, indent=2) + "\n")
+        (self._folder / KNOWN_FILE).parent.mkdir(exist_ok=True)
+        write_text(self._folder / KNOWN_FILE, json.dumps(known, indent=2) + "\n")
         return run_id
 
     def _experiment(self) -> str:
@@ -247,7 +247,7 @@ def _batches(records: Iterable[list[Any]]) -> Iterator[list[Any]]:
 
 def known_run(folder: Path) -> str | None:
     """Id of the MLflow run that a run folder was tracked under, or None."""
-    path = folder / _KNOWN_FILE
+    path = folder / KNOWN_FILE
     return str(json.loads(path.read_text())["run_id"]) if path.exists() else None
 
 

@@ -111,7 +111,7 @@ def register_backbone(
         raise UserError(
             "was never tracked in MLflow",
             where=str(run_folder),
-            fix="resume the run while MLflow can be reached, then register again",
+            fix="`scholarch register` makes up for it when MLflow can be reached",
         )
     for attempt in range(_ATTEMPTS):
         try:
@@ -121,8 +121,7 @@ def register_backbone(
         except Exception as error:
             if refused(error) or attempt == _ATTEMPTS - 1:
                 raise RunFailed(
-                    f"MLflow at {redact_text(uri)} did not take the model: {reason(error)}. "
-                    f"When it does again: scholarch register {run_folder}"
+                    f"MLflow at {redact_text(uri)} did not take the model: {reason(error)}"
                 ) from error
             time.sleep(2**attempt)
     raise AssertionError("unreachable")

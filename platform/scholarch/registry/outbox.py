@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
+
+from scholarch.registry.redaction import flatten, redact
+
+KEY_LENGTH = 250  # MLflow's limits (mlflow/utils/validation.py)
+_PARAM_LENGTH = 6000
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
 
@@ -46,6 +53,15 @@ class Outbox:
         with self.lock:
             return not (self.params or self.tags or self.texts or self.files or self.data or self.status)
 
+    def recipe(self, resolved: Mapping[str, Any]) -> None:
+        """The resolved recipe as parameters and as `recipe.yaml`; without secrets."""
+        plain = redact(resolved)
+        with self.lock:
+            self.params |= {
+                key[:KEY_LENGTH]: cut(value, _PARAM_LENGTH) for key, value in flatten(plain).items()
+            }
+            self.texts["recipe.yaml"] = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
     def summary(self) -> list[str]:
         """What waits, in words, such as `3 files`."""
         with self.lock:
@@ -57,3 +73,8 @@ class Outbox:
             }
             words = [f"{count} {name}" for name, count in counts.items() if count]
             return [*words, f"its end status ({self.status})"] if self.status else words
+
+
+def cut(text: str, length: int) -> str:
+    """`text` with no more characters than this."""
+    return text if len(text) <= length else text[: length - 1] + "…"

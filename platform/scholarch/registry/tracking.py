@@ -14,20 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scholarch.registry.client import local_uri, reason, tracking_uri
 from scholarch.registry.delivery import Delivery, Target, known_run
 from scholarch.registry.machine import MachineSampler
-from scholarch.registry.outbox import Data, Outbox, Status
-from scholarch.registry.redaction import flatten, redact, redact_text
+from scholarch.registry.outbox import KEY_LENGTH, Data, Outbox, Status, cut
+from scholarch.registry.redaction import redact, redact_text
 
 __all__ = ["Data", "Status", "Tracker", "known_run", "local_uri", "tracking_uri"]
 
 _logger = logging.getLogger(__name__)
-_PARAM_LENGTH = 6000  # MLflow's limits (mlflow/utils/validation.py)
-_TAG_LENGTH = 8000
-_KEY_LENGTH = 250
+_TAG_LENGTH = 8000  # MLflow's limit (mlflow/utils/validation.py)
 _LONGEST_WAIT = 60.0
 
 
@@ -95,18 +91,13 @@ class Tracker:
 
     def recipe(self, resolved: Mapping[str, Any]) -> None:
         """Log the resolved recipe: parameters (once for each run) and `recipe.yaml`; without secrets."""
-        plain = redact(resolved)
-        with self._outbox.lock:
-            self._outbox.params |= {
-                key[:_KEY_LENGTH]: _cut(value, _PARAM_LENGTH) for key, value in flatten(plain).items()
-            }
-            self._outbox.texts["recipe.yaml"] = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        self._outbox.recipe(resolved)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; a later value replaces an earlier one."""
         with self._outbox.lock:
             for key, value in redact(values).items():
-                self._outbox.tags[str(key)[:_KEY_LENGTH]] = _cut(str(value), _TAG_LENGTH)
+                self._outbox.tags[str(key)[:KEY_LENGTH]] = cut(str(value), _TAG_LENGTH)
 
     def data(self, data: Data) -> None:
         """Log a data set as an input of the run."""
@@ -146,7 +137,7 @@ class Tracker:
             reason = f": {self._trouble}" if self._trouble else ""
             parts.append(
                 f"MLflow at {self.uri} did not take {', '.join(left)}{reason}. "
-                "All of it is in the run folder, and resuming the run sends it."
+                "All of it is in the run folder; resuming the run, or `scholarch register` with it, sends it."
             )
         if self._delivery.refused:
             parts.append(f"MLflow at {self.uri} refused {'; '.join(self._delivery.refused[:3])}")
@@ -201,7 +192,3 @@ class Tracker:
         if self._warned:
             self._warned = False
             _logger.warning("MLflow at %s is back; what had waited was sent", self.uri)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

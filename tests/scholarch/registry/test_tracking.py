@@ -220,7 +220,7 @@ def test_a_server_that_never_answers_costs_one_warning_and_a_bounded_wait(
     message = tracker.finish("KILLED", timeout=1)
 
     assert "did not take the last metrics, its end status (KILLED)" in message
-    assert "resuming the run sends it" in message
+    assert "`scholarch register` with it, sends it" in message
     assert sum("cannot be reached" in text for text in caplog.messages) == 1
     assert "hunter2" not in caplog.text
     assert tracker.run_id is None

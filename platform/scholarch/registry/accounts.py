@@ -1,8 +1,9 @@
 """`python -m scholarch.registry.accounts FOLDER [--check]`: accounts of an MLflow server with basic auth.
 
-FOLDER has a file for each account, its name that of the account and its content the password. The environment names
-the server and its administrator (`MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`).
-A second call changes nothing. With `--check` each account logs in, and the server refuses who has none.
+FOLDER has a file for each account, its name that of the account and its content the password. All of them may write
+into the experiment of evaluations, where promotions look for results. The environment names the server and its
+administrator (`MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`). A second call changes
+nothing. With `--check` each account logs in and may do that, and the server refuses who has none.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
 from scholarch.errors import EXIT_WRONG_INPUT, UserError
+from scholarch.registry.evidence import EXPERIMENT
 
 USERS = "/api/2.0/mlflow/users"
-EXPERIMENTS = "/api/2.0/mlflow/experiments/search"
+EXPERIMENTS = "/api/2.0/mlflow/experiments"
+PERMISSIONS = "/api/3.0/mlflow/users/permissions"
 
 
 class Server:
@@ -41,13 +45,36 @@ class Server:
 
     def ask(self, method: str, path: str, body: dict[str, Any], login: str | None = None) -> int:
         """Sends a request as the administrator or as NAME:PASSWORD; gives the answer's status."""
+        return self._sent(method, path, login, json=body).status
+
+    def told(self, path: str, **fields: str) -> dict[str, Any]:
+        """What the server answers the administrator; empty where it refuses."""
+        answer = self._sent("GET", path, fields=fields)
+        found: dict[str, Any] = answer.json() if answer.status == 200 else {}
+        return found
+
+    def experiment(self, name: str) -> str:
+        """Id of an experiment, which is made where there is none; empty: the server does neither."""
+        for _ in range(2):
+            found = self.told(f"{EXPERIMENTS}/get-by-name", experiment_name=name)
+            if found:
+                return str(found["experiment"]["experiment_id"])
+            self.ask("POST", f"{EXPERIMENTS}/create", {"name": name})
+        return ""
+
+    def may_write(self, account: str, experiment: str) -> bool:
+        """Whether an account may add to an experiment."""
+        of = {"username": account, "resource_type": "experiment", "resource_id": experiment}
+        return self.told(f"{PERMISSIONS}/get", **of).get("permission") in ("EDIT", "MANAGE")
+
+    def _sent(self, method: str, path: str, login: str | None = None, **what: Any) -> Any:
         account = f"{self._user}:{self._password}" if login is None else login
         headers = urllib3.make_headers(basic_auth=account) if account else {}
-        return self._http.request(method, f"{self.uri.rstrip('/')}{path}", json=body, headers=headers).status
+        return self._http.request(method, f"{self.uri.rstrip('/')}{path}", headers=headers, **what)
 
     def logs_in(self, login: str) -> bool:
         """Whether NAME:PASSWORD is an account; empty: whether none is needed."""
-        return self.ask("POST", EXPERIMENTS, {"max_results": 1}, login) == 200
+        return self.ask("POST", f"{EXPERIMENTS}/search", {"max_results": 1}, login) == 200
 
 
 def provision(server: Server, accounts: dict[str, str]) -> list[str]:
@@ -62,6 +89,20 @@ def provision(server: Server, accounts: dict[str, str]) -> list[str]:
             status = server.ask("PATCH", f"{USERS}/update-password", account)
         if status != 200:
             refused.append(f"{name}: the server answers {status}")
+    return refused or _let_in(server, accounts)
+
+
+def _let_in(server: Server, accounts: Iterable[str]) -> list[str]:
+    """Lets accounts write evaluations; else only the one that wrote the first one might."""
+    experiment = server.experiment(EXPERIMENT)
+    refused = []
+    for name in accounts:
+        if server.may_write(name, experiment):
+            continue
+        right = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
+        status = server.ask("POST", f"{PERMISSIONS}/grant", {"username": name, **right})
+        if status != 200:
+            refused.append(f"{name} in experiment {EXPERIMENT}: the server answers {status}")
     return refused
 
 
@@ -72,6 +113,11 @@ def faults(server: Server, accounts: dict[str, str]) -> list[str]:
         for name, secret in accounts.items()
         if not server.logs_in(f"{name}:{secret}")
     ]
+    if not found:
+        experiment = server.experiment(EXPERIMENT)
+        found = [
+            f"{name} may not write evaluations" for name in accounts if not server.may_write(name, experiment)
+        ]
     return [*found, *(["the server lets everyone in"] if server.logs_in("") else [])]
 
 

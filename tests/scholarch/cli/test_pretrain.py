@@ -144,7 +144,7 @@ def test_mlflow_that_is_down_does_not_fail_the_run(
         assert main(["register", "run"]) == 0
     client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (version,) = client.search_model_versions("name = 'demo-digits'")
-    (experiment,) = client.search_experiments(filter_string="name = 'demo-digits'")
+    (experiment,) = client.search_experiments(filter_string="name = 'demo/digits'")
     (found,) = client.search_runs([experiment.experiment_id])
     assert version.run_id == found.info.run_id
     assert found.info.status == "FINISHED"

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer
-from scholarch.registry.accounts import Server, main
+from scholarch.registry.accounts import PERMISSIONS, Server, main
+from scholarch.registry.client import connect
+from scholarch.registry.evidence import EXPERIMENT
 
 pytestmark = pytest.mark.service
 PASSWORD = "of the administrator"
@@ -55,6 +58,40 @@ def test_accounts_are_made_once_and_take_new_passwords(
     (folder / "speech").write_text("short")
     assert main([str(folder)]) == 1, "the server refuses a short password"
     assert "speech" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("server")
+def test_every_account_writes_evaluations_and_only_its_own_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, passwords = (
+        tmp_path / "accounts",
+        {"vision": "the password of one", "speech": "the password of two"},
+    )
+    folder.mkdir()
+    for name, password in passwords.items():
+        (folder / name).write_text(password)
+    uri = Server().uri
+    assert main([str(folder)]) == 0
+    assert main([str(folder), "--check"]) == 0
+    revoked = {
+        "username": "speech",
+        "resource_type": "experiment",
+        "resource_id": Server().experiment(EXPERIMENT),
+    }
+    assert Server().ask("POST", f"{PERMISSIONS}/revoke", revoked) == 200
+    assert main([str(folder), "--check"]) == 1
+    assert capsys.readouterr().err == "speech may not write evaluations\n"
+    assert main([str(folder)]) == 0, "it is given back"
+    for name, password in passwords.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        client = connect(uri)
+        assert client.create_run(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+        if name == "vision":
+            own = client.create_experiment("of one team")
+    with pytest.raises(MlflowException, match="Permission denied"):
+        client.create_run(own)
 
 
 def test_missing_environment_is_told(

@@ -66,8 +66,9 @@ def store_at_hand(purpose: str = "storage") -> Iterator[None]:
 
 @contextmanager
 def registry_at_hand() -> Iterator[Any]:
-    """A client of the platform's MLflow, as the team; `store_at_hand` brings its files into reach."""
+    """A client of the platform's MLflow, as the team, and commands' way to it; files need `store_at_hand`."""
     with reached("scholarch-mlflow", 5000) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
         for variable, value in secret(TEAM, "scholarch-tracking").items():
             patch.setenv(variable, value)
         yield connect(f"http://{address}")

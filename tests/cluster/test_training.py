@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from commands import followed
-from platform_release import TEAM
+from platform_release import TEAM, away
 from runs_api import Api, Manifest, condition, wait_for
+from scholarch.cli import main
 from scholarch.storage.objects import open_objects
 from stores import ENVIRONMENT, RUNS, SMALL, registry_at_hand, small, store_at_hand
 
@@ -75,6 +76,22 @@ def run_suspended_and_resumed(api: Api, name: str, image: str, digits: str) -> N
     wait_for("no pods", lambda: not api.pods(TEAM, name), 5 * MINUTES)
     api.change(TEAM, name, suspend=False)
     finished(api, name)
+
+
+def test_a_run_that_ends_without_mlflow_is_made_up_for(api: Api, name: str, image: str) -> None:
+    """It completes all the same, and one command brings its record, report and version to MLflow."""
+    with away("mlflow"):
+        api.run(TEAM, name, small(image, name, "training.steps=4", f"registered_name={name}"))
+        finished(api, name)
+    with store_at_hand(), registry_at_hand() as client:
+        assert not client.search_registered_models(f"name = '{name}'")
+        for _ in range(2):
+            assert main(["register", f"{RUNS}/{name}"]) == 0
+        (version,) = client.search_model_versions(f"name = '{name}'")
+        assert client.get_registered_model(name).aliases == {"candidate": "1"}
+        assert len(client.get_metric_history(version.run_id, "loss/total")) == 4
+        files = {file.path for file in client.list_artifacts(version.run_id, "report")}
+    assert {"report/index.html", "report/losses.png"} <= files
 
 
 def test_wrong_input_ends_at_once(api: Api, name: str, image: str) -> None:

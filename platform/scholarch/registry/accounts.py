@@ -45,7 +45,8 @@ class Server:
 
     def ask(self, method: str, path: str, body: dict[str, Any], login: str | None = None) -> int:
         """Sends a request as the administrator or as NAME:PASSWORD; gives the answer's status."""
-        return self._sent(method, path, login, json=body).status
+        status: int = self._sent(method, path, login, json=body).status
+        return status
 
     def told(self, path: str, **fields: str) -> dict[str, Any]:
         """What the server answers the administrator; empty where it refuses."""

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from scholarch.errors import UserError
 
 
-def dies_once(shared: tuple[Path], item: int) -> int:
-    """Kills its own process at the first call of an item."""
-    seen = shared[0] / str(item)
-    if not seen.exists():
-        seen.touch()
+def die_once(mark: Path | None) -> None:
+    """Kills its own process unless a process did so before; None: never."""
+    if mark is not None and not mark.exists():
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return item * item
 
 
-class DiesOnce:
+def done_and_dead(shared: tuple[Any, ...], task: tuple[Callable[..., Any], Any, Path | None]) -> Any:
+    """Carries out a function on an item; the first worker that does dies with what it made."""
+    function, item, mark = task
+    found = function(shared, item)
+    die_once(mark)
+    return found
+
+
+class DoneAndDead:
     """The same as a worker that is kept."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, worker: type, options: Mapping[str, Any]) -> None:
+        self.made = worker(**options)
 
-    def __call__(self, item: int) -> int:
-        return dies_once((self.folder,), item)
+    def __call__(self, task: tuple[Any, Path | None]) -> Any:
+        item, mark = task
+        found = self.made(item)
+        die_once(mark)
+        return found
 
 
 def refuses(_shared: tuple[()], item: int) -> int:

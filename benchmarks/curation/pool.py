@@ -1,11 +1,16 @@
-"""A long-tailed pool of handwritten digits with known near-duplicates, and curations of it in this process."""
+"""Pools of handwritten digits with known near-duplicates and a long tail, and curations of them in this process.
+
+The digits are cut into two halves, so that what is chosen on one can be scored on the other.
+"""
 
 from __future__ import annotations
 
 import io
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -15,21 +20,38 @@ from scholarch.cli.curating import embedder
 from scholarch.curation.pipeline import Curation, Outcome
 from scholarch.curation.recipe import load_curation
 from scholarch.curation.workers import Here
+from scholarch.data.builtin import DigitsSource
 from scholarch.data.catalog import open_source
 from scholarch.storage.objects import open_objects
 
+SIDE = 32
 KINDS = ("crop", "recompression", "flip", "colour")
-_SKIPPED, _HEAD, _TAIL = 50, 128, 0.7
-_RECIPE = {
-    "deduplicate": {"hash_bits": None, "neighbours": {"k": 16}, "keep": "first"},
-    "cluster": {
-        "levels": [
-            {"clusters": 60, "iterations": 20, "rounds": 4, "sample": 2},
-            {"clusters": 12, "iterations": 20, "rounds": 4, "sample": 3},
-        ]
-    },
-    "mix": {"digits": {"of": "sample"}},
-}
+
+
+@cache
+def _digits() -> tuple[list[Image.Image], np.ndarray]:
+    source = DigitsSource()
+    pictures = [Image.fromarray(source.read(number)[0].numpy()) for number in range(len(source))]
+    large = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures]
+    return large, np.array([source.label(number) for number in range(len(source))])
+
+
+def half_of(digit: int, half: int) -> list[int]:
+    """Numbers of a digit's pictures in a half: every second one of them."""
+    found: list[int] = np.flatnonzero(_digits()[1] == digit)[half::2].tolist()
+    return found
+
+
+def picture_of(number: int) -> Image.Image:
+    """A digit, enlarged."""
+    return _digits()[0][number]
+
+
+def recompressed(picture: Image.Image, quality: int) -> Image.Image:
+    """The same after JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).copy()
 
 
 def changed(picture: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
@@ -41,57 +63,38 @@ def changed(picture: Image.Image, kind: str, rng: np.random.Generator) -> Image.
         box = (left, top, left + cut, top + cut)
         return picture.crop(box).resize((side, side), Image.Resampling.BICUBIC)
     if kind == "recompression":
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=25)
-        return Image.open(file).copy()
+        return recompressed(picture, 25)
     if kind == "flip":
         return ImageOps.mirror(picture)
     return ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(0.8)).enhance(0.8)
 
 
-def make(folder: Path) -> None:
-    """`pool` in folders of their class; every fourth picture has a copy of each kind.
-
-    Of digit d the pool has 128 x 0.7^d different pictures.
-    """
-    from sklearn.datasets import load_digits
-
-    digits, rng = load_digits(), np.random.default_rng(0)
-    for digit in range(10):
-        place = folder / "pool" / str(digit)
-        place.mkdir(parents=True, exist_ok=True)
-        numbers = np.flatnonzero(digits.target == digit)[_SKIPPED:][: round(_HEAD * _TAIL**digit)]
-        for turn, number in enumerate(numbers.tolist()):
-            values = (digits.images[number] * 255 / 16).astype(np.uint8)
-            picture = Image.fromarray(values).resize((32, 32), Image.Resampling.BICUBIC)
-            picture.save(place / f"{number:04d}.png")
-            for kind in KINDS if turn % 4 == 0 else ():
-                changed(picture, kind, rng).save(place / f"{number:04d}-{kind}.png")
-
-
-def train(run: Path) -> Path:
-    """A backbone by `demo/digits`."""
-    code = main(["pretrain", "--recipe", "demo/digits", "--run", str(run)])
-    if code:
-        sys.exit(code)
+def train(run: Path, data: Path, *overrides: str) -> Path:
+    """A backbone by `demo/digits` on the pictures of a folder or a selection, all of them and without their labels."""
+    if not (run / "export").is_dir():
+        again = ["--resume"] if (run / "checkpoints").is_dir() else []
+        what = [f"data={data}", "data.labels=none", "training.workers=0", *overrides]
+        code = main(["pretrain", "--recipe", "demo/digits", "--run", str(run), *again, *what])
+        if code:
+            sys.exit(code)
     return run
 
 
-def steps_of(run: Path) -> int:
-    """That a run was trained for."""
-    steps: int = yaml.safe_load((run / "recipe.yaml").read_text())["training"]["steps"]
-    return steps
-
-
-def curated(work: Path, model: Path, *overrides: str) -> Outcome:
-    """Carries out the recipe; steps that are done are not done again."""
-    pool = str(work / "pool")
-    plain = {"pool": {"digits": pool}, "embed": {"model": str(model)}, "sample": {"pictures": 1}, **_RECIPE}
-    (work / "recipe.yaml").write_text(yaml.safe_dump(plain))
-    recipe = load_curation(str(work / "recipe.yaml"), list(overrides))
-    embedders = {str(model): embedder(str(model), recipe)}
-    opened, run = open_source(pool), open_objects(str(work / "run"))
-    return Curation(recipe, run, Here(), lambda _: opened, embedders, lambda _: None).carry_out()
+def curated(run: Path, pool: Path, model: Path, recipe: dict[str, Any], *overrides: str) -> Outcome:
+    """Carries out a recipe over a pool; steps that are done are not done again."""
+    plain = {
+        "pool": {"digits": {"source": str(pool), "labels": "none"}},
+        "embed": {"model": str(model)},
+        **recipe,
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(plain))
+    read = load_curation(str(run / "recipe.yaml"), list(overrides))
+    embedders = {str(model): embedder(str(model), read)}
+    opened = open_source(str(pool), "none")
+    return Curation(
+        read, open_objects(str(run)), Here(), lambda _: opened, embedders, lambda _: None
+    ).carry_out()
 
 
 def names_of(found: Outcome, rows: Sequence[int] | np.ndarray) -> list[tuple[int, str, str]]:

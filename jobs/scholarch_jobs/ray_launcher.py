@@ -95,10 +95,10 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # "local": else Ray joins a cluster that it finds on this machine.
+    begun: dict[str, Any] = {"address": "local", "num_cpus": workers[1] + 1, "include_dashboard": False}
     try:
-        ray.init(
-            **({"address": address} if address else {"num_cpus": workers[1] + 1, "include_dashboard": False})
-        )
+        ray.init(**({"address": address} if address else begun))
     except (ConnectionError, ValueError) as error:
         raise UserError(f"there is no Ray cluster: {error}", where=f"--ray {address}") from None
     with tempfile.TemporaryDirectory(prefix="scholarch-ray-") as folder:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,9 @@ from typing import Any
 import pytest
 import scholarch_jobs
 import yaml
+from local_torchx import run_here, torchx
 from torchx.runner import get_runner
 
-ROOT = Path(__file__).parents[2]
-TORCHX = [sys.executable, "-m", "torchx.cli.main"]
 KUBERNETES = {"queue": "default", "validate_spec": False}
 
 
@@ -32,19 +28,6 @@ def container(task: dict[str, Any]) -> dict[str, Any]:
     (only,) = task["template"]["spec"]["containers"]
     result: dict[str, Any] = only
     return result
-
-
-def torchx(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
-    return subprocess.run(
-        [*TORCHX, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def test_align_is_a_pretraining_from_a_backbone() -> None:
@@ -151,29 +134,22 @@ def test_wrong_nodes(nodes: str) -> None:
 
 
 @pytest.mark.skipif(find_spec("scholarch.cli.__main__") is None, reason="the command is not there yet")
-@pytest.mark.gloo
-@pytest.mark.parametrize("processes", [1, 2])
-def test_local_training(tmp_path: Path, processes: int) -> None:
-    done = torchx(
-        "run", "-s", "local_cwd", "scholarch_jobs.pretrain", "--recipe", "demo/digits",
-        "--processes", str(processes), "--run", str(tmp_path / "run"), "training.steps=2",
+def test_local_training(tmp_path: Path) -> None:
+    run_here(
+        "scholarch_jobs.pretrain", "--recipe", "demo/digits", "--run", str(tmp_path / "run"), "training.steps=2",
         # An environment that is not activated: TorchX must find this Python all the same.
         path="/usr/bin:/bin",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "job finished: SUCCEEDED" in done.stderr
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 2
 
 
 @pytest.mark.gloo
 def test_local_distillation(tmp_path: Path) -> None:
-    done = torchx(
-        "run", "-s", "local_cwd", "scholarch_jobs.distill", "--recipe", "demo/distill", "--processes", "2",
+    run_here(
+        "scholarch_jobs.distill", "--recipe", "demo/distill", "--processes", "2",
         "--run", str(tmp_path / "run"), "teachers.teacher.checkpoint=drawn", "training.steps=1",
         "training.workers=0", "training.global_batch=16", "evaluation.at_most=16",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "job finished: SUCCEEDED" in done.stderr
     for student in ("vit", "convnext"):
         assert (tmp_path / "run/students" / student / "export").is_dir()
     assert json.loads((tmp_path / "run/progress.json").read_text())["world_size"] == 2

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from scholarch.config.command import LAUNCHER, launch_arguments
+import yaml
+from local_torchx import run_here
+from scholarch.data.catalog import open_source
 from scholarch.errors import UserError
 from scholarch.storage.records import read_records
 from scholarch_jobs.ray_launcher import main, worker_range
 
-pytestmark = pytest.mark.xdist_group("ray")
-RAY = [sys.executable, "-m", "scholarch_jobs.ray_launcher"]
-
-
-def pretrain(run: Path) -> list[str]:
-    changes = ("training.steps=4", "training.log_every=1", "training.workers=0", "training.precision=fp64")
-    return ["pretrain", "--recipe", "demo/digits", "--scale", "tiny", "--run", str(run), *changes]
+CHANGES = (
+    "training.steps=4", "training.log_every=1", "training.workers=0", "training.precision=fp64",
+    "evaluation.at_most=64",
+)  # fmt: skip
+CURATION = {
+    "pool": {"digits": "digits"},
+    "deduplicate": {"hash_bits": None, "threshold": 0.9999, "neighbours": {"k": 4}},
+    "cluster": {"levels": [{"clusters": 20, "iterations": 3, "rounds": 0}]},
+    "sample": {"pictures": 200},
+    "mix": {"digits": {"of": "sample"}},
+}
 
 
 def losses(run: Path) -> list[float]:
     return [record["loss/total"] for record in read_records(run / "metrics.jsonl") if "loss/total" in record]
 
 
-def test_the_curve_is_that_of_the_other_launcher(tmp_path: Path) -> None:
-    one, other = tmp_path / "launcher", tmp_path / "ray"
-    started = launch_arguments(pretrain(one), nodes="1", processes=2, run_id="one")
-    first = [sys.executable, *LAUNCHER[1:], *started]
-    for command in (first, [*RAY, "--workers", "2", "--", *pretrain(other)]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.gloo
+@pytest.mark.xdist_group("ray")
+def test_the_curve_is_that_of_the_other_launcher_and_its_backbone_curates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of another cluster, which nobody asked for
+    one, other, curated = tmp_path / "launcher", tmp_path / "ray", tmp_path / "curated"
+    digits = ("--recipe", "demo/digits")
+    run_here("scholarch_jobs.pretrain", *digits, "--processes", "2", "--run", str(one), *CHANGES)
+    run_here("scholarch_jobs.ray", *digits, "--workers", "2", "--run", str(other), *CHANGES)
     assert len(losses(one)) == 4
     assert losses(other) == pytest.approx(losses(one), rel=1e-9)
     assert (other / "checkpoints").is_dir()
-    assert (other / "export").is_dir()
+    recipe = tmp_path / "curation.yaml"
+    recipe.write_text(yaml.safe_dump({**CURATION, "embed": {"model": str(other), "part": 900}}))
+    done = run_here("scholarch_jobs.curate", "--recipe", str(recipe), "--run", str(curated))
+    assert "embed/pool/digits: 1,797 pictures in, 0 broken, 1,797 pictures out" in done.stderr
+    (mixture,) = curated.glob("steps/mix-*")
+    assert len(open_source(str(mixture))) == 200
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "two", "1:"])

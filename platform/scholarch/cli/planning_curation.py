@@ -11,6 +11,7 @@ def plan_curation(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UserError: if a count is missing, or the recipe has no clusters, or more of them than pictures.
     """
+    from scholarch.cli.console import duration
     from scholarch.curation.estimate import estimate
     from scholarch.curation.recipe import load_curation
     from scholarch.errors import UserError
@@ -41,15 +42,8 @@ def plan_curation(arguments: argparse.Namespace) -> list[str]:
         ("memory of the process that leads", f"about {readable_size(told.leader)}"),
         ("memory of each core's worker", f"about {readable_size(told.worker)}"),
         ("traffic between them", f"at most {readable_size(told.traffic)}"),
-        ("time", f"at most about {_span(told.seconds(cores))}"),
-        ("  of it seeding, in one process", f"about {_span(told.seeding_seconds)}"),
+        ("time", f"at most about {duration(told.seconds(cores))}"),
+        ("  of it seeding, in one process", f"about {duration(told.seeding_seconds)}"),
     ]
     wide = max(len(name) for name, _ in rows)
     return [f"{name:<{wide}}  {value}" for name, value in rows]
-
-
-def _span(seconds: float) -> str:
-    """As a person says it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -54,7 +54,7 @@ class RayEngine:
 
     Args:
         gpus: for each worker that holds a model, and each task; 0: none.
-        workers: tasks that run at once; None: as many as there are cores or GPUs for.
+        workers: tasks, and workers that hold a model, at once; None: as many as there are cores or GPUs for.
     """
 
     def __init__(self, gpus: float = 0.0, workers: int | None = None) -> None:
@@ -115,7 +115,7 @@ class RayEngine:
             _Holder,
             fn_constructor_kwargs={"worker": worker, "options": dict(options)},
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=max(1, min(int(room), len(items)))),
+            compute=ray.data.ActorPoolStrategy(size=max(1, min(self.workers or int(room), len(items)))),
             num_cpus=1,
             num_gpus=self.gpus,
         )
@@ -186,6 +186,7 @@ def ray_engine(address: str, cpus: int | None, object_store_bytes: int | None = 
     import ray
 
     begun: dict[str, Any] = {
+        "address": "local",  # else Ray joins a cluster that it finds on this machine
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": object_store_bytes,

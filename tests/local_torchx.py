@@ -1,0 +1,33 @@
+"""TorchX as a person types it, from the repository's root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TORCHX = [sys.executable, "-m", "torchx.cli.main"]
+
+
+def torchx(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command with these words; `path`: another PATH."""
+    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
+    return subprocess.run(
+        [*TORCHX, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def run_here(component: str, *words: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a component on this machine, to its good end."""
+    done = torchx("run", "-s", "local_cwd", component, *words, path=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "job finished: SUCCEEDED" in done.stderr
+    return done

@@ -153,7 +153,7 @@ def draw(halves: list[dict[str, Any]], path: Path) -> None:
         label = name if name == "precision" else f"recall: {name}"
         left.plot(range(len(rows)), [row[name] for row in rows], color=colour, label=label)
     for half in halves:
-        left.axvline(THRESHOLDS.index(half["threshold"]), color=LIGHT.grid, linewidth=1, zorder=0)
+        left.axvline(THRESHOLDS.index(half["threshold"]), color=LIGHT.muted, linewidth=1, linestyle="--")
     left.set_xticks(range(len(rows)), [f"{row['threshold']:g}" for row in rows])
     left.legend(fontsize=7, frameon=False)
     style(right, LIGHT, f"{PICTURES} pictures of the pool, by digit")
@@ -187,9 +187,10 @@ def text(halves: list[dict[str, Any]]) -> list[str]:
             f"Two pools of {first['pictures']:,} pictures, one of each half of the digits; the first has "
             f"{', '.join(map(str, first['digits']))} of 0 to 9. {first['copies']} are planted copies: crops of 7/8 of "
             "each side, JPEG of quality 25, mirrored, darker with less contrast. The backbone is of demo/digits, "
-            f"{STEPS} steps of {BATCH} on one half; what is scored is the pool of the other half, of which it has seen nothing: "
-            "mean of both ways round. Precision is over all pairs of one component, recall the share of copies in one "
-            "component with their original; both follow from chains of similar pictures, not from single pairs."
+            f"{STEPS} steps of {BATCH} on one half; what is scored is the pool of the other half, of which it has seen "
+            "nothing: mean of both ways round. Precision is over all pairs of one component, recall the share of "
+            "copies in one component with their original; both follow from chains of similar pictures, not from "
+            "single pairs."
         ),
         "",
         f"| {' | '.join(head)} |",

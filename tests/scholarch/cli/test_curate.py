@@ -29,7 +29,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_into_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_into_a_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of another cluster, which nobody asked for
     command = ["curate", "--recipe", "recipe.yaml", "--run", "run", "--workers", "2"]
     assert main(command) == 0
     told = capsys.readouterr()

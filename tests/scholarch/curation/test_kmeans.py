@@ -51,6 +51,25 @@ def slow_step(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return moved
 
 
+def slow_seeds(points: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Arthur and Vassilvitskii 2007, with 2 + ln k trials of each centroid, one number after the other."""
+    values = points.astype(np.float64)
+    picked = [int(rng.integers(len(values)))]
+    while len(picked) < clusters:
+        least = [min(float(((p - values[q]) ** 2).sum()) for q in picked) for p in values]
+        found: list[tuple[float, int]] = []
+        for height in rng.random(2 + int(np.log(clusters))) * sum(least):
+            drawn, reached = -1, 0.0
+            while reached <= height:
+                drawn += 1
+                reached += least[drawn]
+            pairs = zip(values, least, strict=True)
+            left = sum(min(before, float(((p - values[drawn]) ** 2).sum())) for p, before in pairs)
+            found.append((left, drawn))
+        picked.append(min(found)[1])
+    return points[picked]
+
+
 def backwards(function: Callable[..., Any], shared: Any, items: Iterable[Any]) -> Iterator[Any]:
     """A mapper whose last item is done first."""
     done = {number: function(shared, item) for number, item in reversed(list(enumerate(items)))}
@@ -104,6 +123,13 @@ def test_a_centroid_without_points_stays() -> None:
     points, lost = blobs(40, 2), np.full((1, 5), 1e4, np.float32)
     moved = lloyd(ArrayVectors(points), np.concatenate([points[:2], lost]), 10)
     np.testing.assert_array_equal(moved[2:], lost)
+
+
+def test_seeding_is_that_of_a_slow_loop() -> None:
+    points = blobs(60, 8, apart=2.0)
+    for seed in range(3):
+        found = seed_centroids(ArrayVectors(points), 9, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found, slow_seeds(points, 9, np.random.default_rng(seed)))
 
 
 def test_seeding_finds_every_blob() -> None:

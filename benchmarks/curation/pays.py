@@ -43,7 +43,7 @@ COPIED, COPIES = 0.3, 30
 QUALITIES = (20, 61)
 """Of JPEG, in which a copy is kept: at least, and below."""
 THRESHOLD = 0.99
-"""That of curation_planted.md, which was chosen for other backbones on other pictures."""
+"""Chosen before any of these pictures was made: the best of an earlier run of planted.py, of other backbones."""
 Figures = dict[str, float]
 RECIPE: dict[str, Any] = {
     "deduplicate": {"hash_bits": 1, "threshold": THRESHOLD, "neighbours": {"k": 32}, "keep": "first"},

@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Else each MLflow server starts seven more processes, for jobs of language models.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 # Else Ray's workers give way to all that runs beside them, such as the other worker of xdist.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import multiprocessing.forkserver
 import uuid

@@ -42,7 +42,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
 class Deadly:
     """An engine of which one worker is killed in each step for each function that the step has carried out.
 
-    It dies with its last item done, and nobody gets what it made.
+    It dies with its last item done, and nobody gets what it made. Of the workers that hold a model, which take
+    long to begin again, one dies in all.
 
     Args:
         marks: folder in which every death leaves its mark.
@@ -59,7 +60,9 @@ class Deadly:
         return self.engine.map(done_and_dead, shared, tasks)
 
     def stream(self, worker: type, options: Mapping[str, Any], items: Sequence[Any]) -> Iterator[Any]:
-        tasks = [(item, self.marks / worker.__name__ if item == items[-1] else None) for item in items]
+        died = any(worker.__name__ in names for names in self.deaths.values())
+        mark = None if died else self.marks / worker.__name__
+        tasks = [(item, mark if item == items[-1] else None) for item in items]
         return self.engine.stream(DoneAndDead, {"worker": worker, "options": options}, tasks)
 
     def say(self, told: str) -> None:
@@ -94,10 +97,10 @@ def test_a_worker_killed_in_each_step_changes_nothing(
         "embed/pool/web": {"_Worker"},
         "deduplicate": {"_search_exactly"},
         "cluster": {"_sum_block", "_assign_block"},
-        "embed/references/known": {"_Worker"},
         "retrieve/like": {"_search_exactly"},
     }
-    assert set(found.results) - set(deadly.deaths) == {"sample", "mix"}, "these have no workers"
+    # sample and mix have no workers
+    assert set(found.results) - set(deadly.deaths) == {"embed/references/known", "sample", "mix"}
     for step, result in wanted.results.items():
         assert found.results[step].key == result.key
         assert found.results[step].files == result.files, step  # with their checksums

@@ -32,7 +32,11 @@ from machine import machine, write
 from pool import SIDE, curated, half_of, names_of, picture_of, recompressed, train
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "curation-pays.png"
-ARMS = ("raw", "curated", "even")
+ARMS = {
+    "raw": "random pictures of the pool",
+    "curated": "deduplicated, balanced over clusters",
+    "even": "as many of each digit by their labels, no copies",
+}
 PICTURES = 600
 """That each backbone is trained on."""
 STEPS, BATCH = 300, 32
@@ -133,7 +137,7 @@ def deduplicated(found: Outcome) -> Figures:
     }
 
 
-def run(work: Path, seeds: list[int], trainings: int | None) -> None:
+def run(work: Path, seeds: list[int], arms: list[str], trainings: int | None) -> None:
     """Makes, curates, trains, measures, writes.
 
     Args:
@@ -158,10 +162,10 @@ def run(work: Path, seeds: list[int], trainings: int | None) -> None:
     # What the pool is embedded with has seen a raw sample of it and nothing else.
     beginning = curated(work / "beginning", pool, untrained(work), RECIPE, "seed=1000", *RAW)
     model = trained("model", Path(beginning.mixture), 1000)
-    accuracy: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    accuracy: dict[str, list[float]] = {arm: [] for arm in arms}
     about: dict[str, list[Figures]] = {"raw": [], "curated": []}
     digits: dict[str, list[np.ndarray]] = {"raw": [], "curated": []}
-    for arm in ARMS:
+    for arm in arms:
         for seed in seeds:
             data = work / "even"
             if arm != "even":
@@ -195,12 +199,8 @@ def text(data: dict[str, Any]) -> list[str]:
     """What the page says."""
     accuracy, seeds, dropped = data["accuracy"], data["seeds"], data["deduplication"]
     differences = [b - a for a, b in zip(accuracy["raw"], accuracy["curated"], strict=True)]
-    rows = {
-        "raw: random pictures of the pool": accuracy["raw"],
-        "curated: deduplicated, balanced": accuracy["curated"],
-        "even: as many of each digit, no copies": accuracy["even"],
-        "curated - raw": differences,
-    }
+    rows = {f"{arm}: {ARMS[arm]}": values for arm, values in accuracy.items()}
+    rows["curated - raw"] = differences
     heads = " | ".join(f"seed {seed}" for seed in seeds)
     return [
         (
@@ -248,8 +248,8 @@ def draw(data: dict[str, Any]) -> Any:
     for colour, seed, values in zip(
         LIGHT.lines, data["seeds"], zip(*data["accuracy"].values(), strict=True), strict=False
     ):
-        left.plot(range(len(ARMS)), values, "o-", color=colour, label=f"seed {seed}")
-    left.set_xticks(range(len(ARMS)), ARMS)
+        left.plot(range(len(values)), values, "o-", color=colour, label=f"seed {seed}")
+    left.set_xticks(range(len(data["accuracy"])), data["accuracy"])
     left.legend(fontsize=7, frameon=False)
     style(right, LIGHT, f"{PICTURES} pictures, by digit")
     for place, (colour, (arm, counts)) in enumerate(zip(LIGHT.lines, data["digits"].items(), strict=False)):
@@ -264,8 +264,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="raw and curated at least"
+    )
     parser.add_argument("--trainings", type=int, help="that this call carries out at most")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    run(asked.work.absolute(), asked.seeds, asked.trainings)
+    run(asked.work.absolute(), asked.seeds, asked.arms, asked.trainings)

@@ -1,7 +1,8 @@
-"""Ray Train as the second launcher: the loss curve is that of the first, and exit codes are the verb's own."""
+"""Ray under TorchX: Ray Train as the second launcher, whose loss curve is that of the first, and a curation."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from scholarch.data.catalog import open_source
 from scholarch.errors import UserError
 from scholarch.storage.records import read_records
 from scholarch_jobs.ray_launcher import main, worker_range
+from tiny_curation import write_model
 
 CHANGES = (
     "training.steps=4", "training.log_every=1", "training.workers=0", "training.precision=fp64",
@@ -29,24 +31,33 @@ def losses(run: Path) -> list[float]:
     return [record["loss/total"] for record in read_records(run / "metrics.jsonl") if "loss/total" in record]
 
 
+@pytest.fixture(autouse=True)
+def _another_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of a Ray that nobody asked for
+
+
 @pytest.mark.gloo
 @pytest.mark.xdist_group("ray")
-def test_the_curve_is_that_of_the_other_launcher_and_its_backbone_curates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of another cluster, which nobody asked for
-    one, other, curated = tmp_path / "launcher", tmp_path / "ray", tmp_path / "curated"
+def test_the_curve_is_that_of_the_other_launcher(tmp_path: Path) -> None:
+    one, other = tmp_path / "launcher", tmp_path / "ray"
     digits = ("--recipe", "demo/digits")
     run_here("scholarch_jobs.pretrain", *digits, "--processes", "2", "--run", str(one), *CHANGES)
     run_here("scholarch_jobs.ray", *digits, "--workers", "2", "--run", str(other), *CHANGES)
     assert len(losses(one)) == 4
     assert losses(other) == pytest.approx(losses(one), rel=1e-9)
     assert (other / "checkpoints").is_dir()
-    recipe = tmp_path / "curation.yaml"
-    recipe.write_text(yaml.safe_dump({**CURATION, "embed": {"model": str(other), "part": 900}}))
-    done = run_here("scholarch_jobs.curate", "--recipe", str(recipe), "--run", str(curated))
-    assert "embed/pool/digits: 1,797 pictures in, 0 broken, 1,797 pictures out" in done.stderr
-    (mixture,) = curated.glob("steps/mix-*")
+    assert (other / "export").is_dir()
+
+
+@pytest.mark.xdist_group("ray")
+def test_digits_are_curated(tmp_path: Path) -> None:
+    recipe, run = tmp_path / "curation.yaml", tmp_path / "run"
+    model = write_model(tmp_path / "model")
+    recipe.write_text(yaml.safe_dump({**CURATION, "embed": {"model": str(model), "part": 900}}))
+    run_here("scholarch_jobs.curate", "--recipe", str(recipe), "--run", str(run))
+    (embedded,) = run.glob("steps/embed-pool-digits-*/result.json")
+    assert json.loads(embedded.read_text())["counts"]["pictures out"] == 1797
+    (mixture,) = run.glob("steps/mix-*")
     assert len(open_source(str(mixture))) == 200
 
 

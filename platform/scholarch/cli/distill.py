@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train only this one of the students, and leave the others as they are; may be given several times",
     )
     parser.add_argument(
+        "--costs",
+        default="",
+        metavar="RUN",
+        help="begin with the plan that the measured steps of another run give, on the same hardware",
+    )
+    parser.add_argument(
         "--scale",
         choices=("full", "tiny"),
         default="full",
@@ -52,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         scale=arguments.scale,
         address=arguments.run,
         only=tuple(arguments.student),
+        costs=arguments.costs,
         resume=arguments.resume,
         restarted=restarted,
     )

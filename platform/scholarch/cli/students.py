@@ -52,6 +52,7 @@ class Job:
         scale: `tiny` shrinks the recipe.
         address: where the run is, as it was named; "": a new one is named.
         only: students that take part; none: all that are not done.
+        costs: address of a run whose measured steps plan this one's beginning; "": none.
         resume: go on from the newest checkpoints.
         restarted: an elastic launcher started this process again.
     """
@@ -61,6 +62,7 @@ class Job:
     scale: Scale
     address: str
     only: tuple[str, ...] = ()
+    costs: str = ""
     resume: bool = False
     restarted: bool = False
 
@@ -87,7 +89,7 @@ def distil(job: Job, world: World) -> int:
         return EXIT_DONE
     worst, failure = EXIT_DONE, None
     for left in reversed(range(PLANS)):
-        plan = planning(recipe, names, address, world, last=not left)
+        plan = planning(recipe, names, (address, job.costs), world, last=not left)
         codes, error, anew = _carried_out(job, world, plan)
         worst, failure = _worst(worst, *codes.values()), failure or error
         names = [name for name in names if codes[name] == EXIT_INTERRUPTED]
@@ -110,7 +112,7 @@ def _carried_out(job: Job, world: World, plan: Planning) -> tuple[dict[str, int]
     name, address = tiling.student(world.rank), plan.address
     request = Request(
         recipe=job.recipe,
-        overrides=job.overrides,
+        overrides=(*job.overrides, *_begins(plan.recipe, name)),
         address=joined(address, STUDENTS, name),
         resume=(job.resume or job.restarted) and _begun(joined(address, STUDENTS, name)),
         restarted=job.restarted,
@@ -349,6 +351,14 @@ def _names(job: Job, recipe: Recipe, address: str) -> list[str]:
         for name in recipe.students
         if (not job.only or name in job.only) and not (again and _done(joined(address, STUDENTS, name)))
     ]
+
+
+def _begins(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """What makes a student of a later stage begin with the student of that name in a run of the stage before."""
+    before = recipe.init_from and recipe.init_from.checkpoint
+    if not before or _saved(before) is None:
+        return ()
+    return (f"init_from.checkpoint={json.dumps(joined(before, STUDENTS, name))}",)
 
 
 def _begun(address: str) -> bool:

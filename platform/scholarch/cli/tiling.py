@@ -12,6 +12,7 @@ from scholarch.distillation.costs import counted, together
 from scholarch.distillation.groups import Tiling, tile
 from scholarch.distillation.measured import Measured, Observed, better, hardware_name, idle
 from scholarch.distillation.planner import plan_job
+from scholarch.errors import UserError
 from scholarch.storage.objects import open_objects
 from scholarch.training.distributed import World
 from scholarch.training.recipe import student_recipe
@@ -72,11 +73,38 @@ class Planning:
         return found is not None
 
 
-def planning(recipe: Recipe, names: Sequence[str], address: str, world: World, *, last: bool) -> Planning:
-    """With what is known of this hardware from earlier steps of the run; all processes take part."""
+def planning(
+    recipe: Recipe, names: Sequence[str], addresses: tuple[str, str], world: World, *, last: bool
+) -> Planning:
+    """With what is known of this hardware; all processes take part.
+
+    Args:
+        addresses: of the run, and of another that is asked where this one has not measured its steps yet ("": none).
+
+    Raises:
+        UserError: if nothing was measured in the other one.
+    """
     nothing = Measured(
         hardware_name(world.device), together([student_recipe(recipe, name) for name in names])
     )
-    found = world.from_first(Measured.read(open_objects(address)) if world.first else None)
+    found = world.from_first(world.agree(lambda: _known(*addresses) if world.first else None))
     usable = found is not None and (found.hardware, found.together) == (nothing.hardware, nothing.together)
-    return Planning(recipe, names, address, world, found if usable else nothing, last)
+    if found is not None and not usable and world.first:
+        print(
+            f"steps measured on {found.hardware}, or with the teacher spread otherwise, say nothing here: "
+            "planned from counted operations",
+            file=sys.stderr,
+            flush=True,
+        )
+    return Planning(recipe, names, addresses[0], world, found if usable else nothing, last)
+
+
+def _known(address: str, other: str) -> Measured | None:
+    found = Measured.read(open_objects(address))
+    if found is None and other and (found := Measured.read(open_objects(other))) is None:
+        raise UserError(
+            "no steps were measured in this run",
+            where=f"--costs {other}",
+            fix="name a run of scholarch distill that got beyond its first checkpoint",
+        )
+    return found

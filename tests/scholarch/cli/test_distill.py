@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from gloo import run_ranks
+from mlflow import MlflowClient
 from scholarch.cli import main
 from scholarch.cli.sources import open_run
 from scholarch.cli.students import JOB, Job, distil
@@ -31,10 +32,14 @@ def run(
     overrides: Sequence[str],
     resume: bool = False,
     only: Sequence[str] = (),
+    address: str = "run",
+    tracking: str = "",
 ) -> int:
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    job = Job("" if resume else recipe, tuple(overrides), "tiny", "run", tuple(only), resume=resume)
+    if tracking:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking
+    job = Job("" if resume else recipe, tuple(overrides), "tiny", address, tuple(only), resume=resume)
     try:
         return distil(job, gloo_world(group))
     except RunFailed as failure:
@@ -86,9 +91,30 @@ def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_p
     assert {path: after[path] for path in before} == before
     assert len(curve(tmp_path, "added")) == STEPS
 
+    # One whose folder is gone begins anew, and comes to where it was.
+    shutil.rmtree(tmp_path / "run/students/vitb16")
+    before = _files(tmp_path / "run/students")
+    assert run_ranks(1, run, tmp_path, "", [], True, ["vitb16"]) == [EXIT_DONE]
+    after = _files(tmp_path / "run/students")
+    assert {path: after[path] for path in before} == before
+    assert curve(tmp_path, "vitb16") == whole["vitb16"]
 
-def _files(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    # The stage that follows: each begins with its own moving average, at several resolutions.
+    overrides = [*overrides, "init_from.checkpoint=run"]
+    codes = run_ranks(2, run, tmp_path, "dinov3/distill-vits-highres", overrides, False, (), "later")
+    assert codes == [EXIT_DONE] * 2
+    for name in whole:
+        recipe = open_run(tmp_path / "later/students" / name).recipe
+        assert recipe.init_from is not None
+        assert recipe.init_from.found is not None
+        assert recipe.init_from.checkpoint == f"run/students/{name}"
+        assert recipe.init_from.found.name.endswith(f"run/students/{name}/checkpoints/step-{STEPS:09d}")
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.gloo
@@ -101,12 +127,31 @@ def test_a_student_that_fails_is_named_and_the_others_end(tmp_path: Path) -> Non
         "students.convnext_small.optimizer.lr=1e30",
         "students.convnext_small.optimizer.clip=null",
     ]
-    codes = run_ranks(2, run, tmp_path, "dinov3/distill-convnext", overrides)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(store)
+    client.search_experiments()  # two students that make the tables at the same time are in each other's way
+    codes = run_ranks(2, run, tmp_path, "dinov3/distill-convnext", overrides, False, (), "run", store)
     assert codes == [1, 1]
     assert len(curve(tmp_path, "convnext_tiny")) == STEPS
     assert (tmp_path / "run/students/convnext_tiny/export").is_dir()
     assert len(curve(tmp_path, "convnext_small")) < STEPS
     assert not (tmp_path / "run/students/convnext_small/export").exists()
+
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = {one.info.run_name: one for one in client.search_runs(experiments)}
+    whole, *_ = (one for one in found.values() if "mlflow.parentRunId" not in one.data.tags)
+    students = {one.data.tags["scholarch.student"]: one for one in found.values() if one is not whole}
+    assert {one.data.tags["mlflow.parentRunId"] for one in students.values()} == {whole.info.run_id}
+    assert {name: one.info.status for name, one in students.items()} == {
+        "convnext_tiny": "FINISHED",
+        "convnext_small": "FAILED",
+    }
+    assert whole.info.status == "FAILED"
+    points = client.get_metric_history(students["convnext_tiny"].info.run_id, "loss/total")
+    assert sorted((p.step, p.value) for p in points) == list(enumerate(curve(tmp_path, "convnext_tiny"), 1))
+    assert [model.name for model in client.search_registered_models()] == [
+        "dinov3-distill-convnext-tiny-convnext_tiny"
+    ]
 
 
 @pytest.mark.parametrize(

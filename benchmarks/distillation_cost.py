@@ -2,9 +2,9 @@
 
 Two cores serve four processes here, so the clock on the wall says nothing: seconds are those that each process's own
 thread worked, a step's critical path is the busiest process, and waiting is what the others have less than it.
-Pictures, which loader processes make elsewhere, and what the thread does for the exchange are told beside. Plans are
-made as a running job makes them, from the steps of equal groups and anew while that is worth it; what each expected
-stands beside what was measured.
+Pictures, which loader processes make elsewhere, and what the thread does for the exchange are told beside. A plan is
+made from the steps of equal groups, and others from all steps so far until one stays, at most as many as a job may go
+through; what each expected stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from machine import machine, write
 from scholarch.cli.students import PLANS
 from scholarch.distillation.groups import Tiling, apportion, even
-from scholarch.distillation.measured import Measured, Observed, better, hardware_name
-from scholarch.distillation.planner import Costs, JobPlan, made
+from scholarch.distillation.measured import Measured, Observed, hardware_name
+from scholarch.distillation.planner import Costs, JobPlan, made, plan_job
 from scholarch.report.theme import write_png
 from scholarch.report.timeline import Bar, draw_timelines
 from several_students import Member, member, on_processes
@@ -132,14 +132,17 @@ def measure(runs: Runs) -> tuple[dict[str, list[dict[str, Any]]], dict[str, JobP
     known = Measured(hardware_name(device("cpu")), together=False).with_seen(observed(found[EQUAL]))
     costs = known.costs(STUDENTS)
     assert costs is not None
-    expected, plan, last = {}, better(costs, observed(found[EQUAL]), BATCH), EQUAL
-    while plan is not None and len(expected) < PLANS:
-        last = f"plan {len(expected) + 1}"
+    expected: dict[str, JobPlan] = {}
+    last = EQUAL
+    for number in range(1, PLANS + 1):
+        plan = plan_job(costs, PROCESSES, BATCH)
+        if last in expected and plan.tiling == expected[last].tiling:
+            break
+        last = f"plan {number}"
         expected[last], found[last] = plan, runs.measure(last, plan.tiling)
         known = known.with_seen(observed(found[last]))
         costs = known.costs(STUDENTS)
         assert costs is not None
-        plan = better(costs, observed(found[last]), BATCH)
     found[PLANNED], expected[PLANNED] = found.pop(last), expected.pop(last)
     for name in STUDENTS:
         found[name] = runs.measure(name, Tiling({name: PROCESSES}, cut))

@@ -35,7 +35,7 @@ from scholarch.training.recipe import load_recipe, recipe_from, student_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 JOB, TEACHER = "demo/distill", "demo/digits"
-STEPS = 500
+STEPS = 150
 PICTURE = Path(__file__).parents[2] / "docs/pictures/distillation_digits.png"
 QUIET = ("training.workers=0",)
 

@@ -99,7 +99,7 @@ def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_p
     assert {path: after[path] for path in before} == before
     assert curve(tmp_path, "vitb16") == whole["vitb16"]
 
-    # The stage that follows: each begins with its own moving average, at several resolutions.
+    # The stage that follows: each begins as it was, at several resolutions.
     overrides = [*overrides, "init_from.checkpoint=run"]
     codes = run_ranks(2, run, tmp_path, "dinov3/distill-vits-highres", overrides, False, (), "later")
     assert codes == [EXIT_DONE] * 2

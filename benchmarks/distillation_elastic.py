@@ -56,29 +56,31 @@ def groups(logs: Sequence[Path]) -> list[dict[str, int]]:
     return found
 
 
-def loses_one(folder: Path, steps: int, precision: str) -> tuple[Path, list[dict[str, int]]]:
-    """The run of a job on four nodes, on three and on four again, and what it planned; it is done."""
+def loses_one(
+    folder: Path, steps: int, precision: str, count: int = NODES
+) -> tuple[Path, list[dict[str, int]]]:
+    """The run of a job on `count` nodes, on one less and on all again, and what it planned; it is done."""
     run, store = folder / "elastic", Store(folder / "store.log")
     alive: list[Process] = []
     logs: list[Path] = []
 
     def start(words: list[str]) -> None:
         logs.append(folder / f"node-{len(logs)}.log")
-        meeting = ("--nodes", f"{NODES - 1}:{NODES}", "--rendezvous", f"localhost:{store.port}")
+        meeting = ("--nodes", f"{count - 1}:{count}", "--rendezvous", f"localhost:{store.port}")
         alive.append(node(logs[-1], meeting, words))
 
     def planned_for(nodes: int, times: int) -> bool:
         return sum(sum(sizes.values()) == nodes for sizes in groups(logs)) >= times
 
     try:
-        for _ in range(NODES):
+        for _ in range(count):
             start(arguments(run, steps, precision))
         wait(lambda: step(run / "students" / STUDENTS[0]) >= LOST_AT * steps, SECONDS, "the first steps")
-        before = sum(sum(sizes.values()) == NODES for sizes in groups(logs))
+        before = sum(sum(sizes.values()) == count for sizes in groups(logs))
         alive.pop().kill()
-        wait(lambda: planned_for(NODES - 1, 1), SECONDS, f"a plan for {NODES - 1}")
+        wait(lambda: planned_for(count - 1, 1), SECONDS, f"a plan for {count - 1}")
         start(["distill", "--run", str(run), "--resume"])
-        wait(lambda: planned_for(NODES, before + 1), SECONDS, f"a plan for {NODES}")
+        wait(lambda: planned_for(count, before + 1), SECONDS, f"a plan for {count}")
         for process in alive:
             assert process.end(SECONDS) == 0, process.text[-3000:]
     finally:
@@ -124,7 +126,7 @@ def main() -> None:
     """Measures, and writes results/distillation_elastic.md, .json and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--precisions", nargs="+", default=["fp64", "fp32"])
+    parser.add_argument("--precisions", nargs="+", default=["fp64"])
     asked = parser.parse_args()
     where, data, runs = machine(), {}, {}
     lines = [

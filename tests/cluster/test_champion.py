@@ -70,7 +70,7 @@ def ask(api: Api, model: str, image: str) -> None:
         api.of(kind, API_VERSION).create(body=body, namespace=TEAM)
 
 
-@pytest.mark.parametrize("part", ["mlflow", "minio", "operator"])
+@pytest.mark.parametrize("part", ["operator", "mlflow", "minio"])
 def test_the_champion_changes_whatever_goes_away(
     api: Api, operator: Operator, image: str, model: str, part: str
 ) -> None:

@@ -21,7 +21,7 @@ from stores import SECRETS, new_model, registry_at_hand, small
 
 from operators import Operator
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 API_VERSION = f"{GROUP}/{VERSION}"
 MINUTES = 60.0
 AWAY_SECONDS = 30
@@ -70,7 +70,14 @@ def ask(api: Api, model: str, image: str) -> None:
         api.of(kind, API_VERSION).create(body=body, namespace=TEAM)
 
 
-@pytest.mark.parametrize("part", ["operator", "mlflow", "minio"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "operator",
+        pytest.param("mlflow", marks=pytest.mark.long),
+        pytest.param("minio", marks=pytest.mark.long),
+    ],
+)
 def test_the_champion_changes_whatever_goes_away(
     api: Api, operator: Operator, image: str, model: str, part: str
 ) -> None:

@@ -22,7 +22,7 @@ from stores import RUNS, new_name, small, store_at_hand
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(3000)]
 LONG = 900.0
-STEPS = 2000
+STEPS = 20_000
 
 
 def cluster(*arguments: str) -> None:
@@ -94,6 +94,10 @@ class Elastic:
         self.api.of("Pod").delete(name=pod["metadata"]["name"], namespace=TEAM, body=how)
         return event
 
+    def given_up(self) -> bool:
+        """Whether Kubernetes has taken a pod away from it."""
+        return any("deletionTimestamp" in pod["metadata"] for pod in self.api.pods(TEAM, self.name))
+
     def trains_on(self, nodes: int, after: float) -> Callable[[], bool]:
         """Whether it has finished steps since then, at this size."""
 
@@ -140,6 +144,8 @@ def test_lost_node(run: Elastic, other: str, image: str) -> None:
     try:
         wait_for("one node", run.trains_on(1, event), LONG)
         run.recovered("a node killed: to the first step of one", event)
+        # Until then a node that comes back brings a pod that ended with 137, as one does that somebody killed.
+        wait_for("its pod is given up", run.given_up, LONG)
     finally:
         back = time.time()
         cluster("start-node", node)

@@ -69,7 +69,12 @@ class Elastic:
 
     def __init__(self, api: Api, name: str, image: str, most: int = 2) -> None:
         self.api, self.name = api, name
-        steps = (f"training.steps={STEPS}", "training.checkpoint_every=10", "training.grain=4")
+        steps = (
+            f"training.steps={STEPS}",
+            "training.checkpoint_every=10",
+            "training.log_every=1",
+            "training.grain=4",
+        )
         api.run(TEAM, name, small(image, name, *steps, nodes={"min": 1, "max": most}))
 
     def pods(self) -> list[Manifest]:

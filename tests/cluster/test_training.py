@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -124,7 +125,9 @@ def torchx(folder: Path, *arguments: str) -> str:
 def follows(folder: Path, replicas: str, seen: int) -> None:
     """Reads a log as it comes, until it tells of a step that was still to come."""
     command = [sys.executable, "-m", "torchx.cli.main", "log", "--tail", replicas]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    # Else what it prints into a pipe comes by 8 KiB, which are minutes of a log.
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=unbuffered) as process:
         ending = threading.Timer(5 * MINUTES, process.kill)
         ending.start()
         assert process.stdout is not None

@@ -130,11 +130,13 @@ def follows(folder: Path, replicas: str, seen: int) -> None:
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=unbuffered) as process:
         ending = threading.Timer(5 * MINUTES, process.kill)
         ending.start()
-        assert process.stdout is not None
-        told = (re.search(r"step (\d+)/", line) for line in process.stdout)
-        assert any(found and int(found[1]) > seen + 20 for found in told), "the log goes on"
-        ending.cancel()
-        process.kill()
+        try:
+            assert process.stdout is not None
+            told = (re.search(r"step (\d+)/", line) for line in process.stdout)
+            assert any(found and int(found[1]) > seen + 20 for found in told), "the log goes on"
+        finally:
+            ending.cancel()
+            process.kill()
 
 
 def test_torchx(api: Api, name: str, image: str, tmp_path: Path) -> None:

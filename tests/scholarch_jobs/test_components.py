@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +130,6 @@ def test_wrong_nodes(nodes: str) -> None:
     assert done.returncode == 1
     assert f"nodes: '{nodes}'; write N, or MIN:MAX" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(find_spec("scholarch.cli.__main__") is None, reason="the command is not there yet")
-def test_local_training(tmp_path: Path) -> None:
-    run_here(
-        "scholarch_jobs.pretrain", "--recipe", "demo/digits", "--run", str(tmp_path / "run"), "training.steps=2",
-        # An environment that is not activated: TorchX must find this Python all the same.
-        path="/usr/bin:/bin",
-    )  # fmt: skip
-    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 2
 
 
 @pytest.mark.gloo

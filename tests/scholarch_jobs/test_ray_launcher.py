@@ -41,7 +41,8 @@ def _another_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_curve_is_that_of_the_other_launcher(tmp_path: Path) -> None:
     one, other = tmp_path / "launcher", tmp_path / "ray"
     digits = ("--recipe", "demo/digits")
-    run_here("scholarch_jobs.pretrain", *digits, "--processes", "2", "--run", str(one), *CHANGES)
+    # An environment that is not activated: TorchX must find this Python all the same.
+    run_here("scholarch_jobs.pretrain", *digits, "--run", str(one), *CHANGES, path="/usr/bin:/bin")
     run_here("scholarch_jobs.ray", *digits, "--workers", "2", "--run", str(other), *CHANGES)
     assert len(losses(one)) == 4
     assert losses(other) == pytest.approx(losses(one), rel=1e-9)

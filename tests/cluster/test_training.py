@@ -132,7 +132,7 @@ def follows(folder: Path, replicas: str, seen: int) -> None:
         ending.start()
         try:
             assert process.stdout is not None
-            told = (re.search(r"step (\d+)/", line) for line in process.stdout)
+            told = (re.search(r"step +(\d+)/", line) for line in process.stdout)
             assert any(found and int(found[1]) > seen + 20 for found in told), "the log goes on"
         finally:
             ending.cancel()

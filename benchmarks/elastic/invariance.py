@@ -154,9 +154,8 @@ Run = tuple[int, tuple[str, ...], dict[str, str]]
 def plan(precision: str, group: int, grain: int) -> dict[str, Run]:
     """World size, overrides and environment of each untouched run."""
     runs: dict[str, Run] = {f"{world}": (world, (), {}) for world in (1, 2, 3, 4)}
-    if grain:  # which has accumulation wherever there are more grains than workers
-        return runs
-    if precision == "fp64":
+    # Grains have accumulation wherever there are more of them than workers.
+    if precision == "fp64" and not grain:
         for world in (1, 2, 3, 4):
             # As many micro-batches as keep KoLeo's groups whole.
             most = -(-group // world)

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from scholarch import __version__
@@ -34,19 +34,33 @@ from scholarch.training.initial import STAGES
 from scholarch.training.layout import Layout
 from scholarch.training.learner import Learner
 from scholarch.training.observe import Observer, Outcome
+from scholarch.training.rescue import rescue
 from scholarch.training.trainer import Probe, Trainer
 
 TRACKING_SECONDS = 60.0
 
 
 class Records:
-    """An Observer that writes metrics.jsonl, from which MLflow and the report are made."""
+    """An Observer that writes metrics.jsonl, from which MLflow and the report are made.
+
+    Attributes:
+        committed: gives the finished steps of the newest commit.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.path = plan.run / RECORDS_NAME
+        self.committed: Callable[[], int] = lambda: -1
+        self._newest: list[Record] = []
 
     def recorded(self, record: Mapping[str, float]) -> None:
         append_record(self.path, record)
+        self._newest.append(dict(record))
+
+    def newest(self) -> list[Record]:
+        """The records since the last commit: others are with the checkpoint."""
+        committed = self.committed()
+        self._newest = [record for record in self._newest if record["step"] > committed]
+        return self._newest
 
     def warned(self, message: str) -> None:
         """The console's business."""
@@ -75,6 +89,7 @@ class Session:
         self._say(f"scholarch {__version__}  {plan.recipe.name}\n{plan.preflight.table()}")
         with ExitStack() as held:
             self.everyone.agree(lambda: self._open(plan, held) if self.world.first else None)
+            plan = self._newest(plan)
             self.tracker = self._track(plan) if self.world.first else None
             try:
                 code = self._carry_out(plan)
@@ -99,7 +114,22 @@ class Session:
             write_text(plan.run / VOCABULARY, plan.tokenizer.text())
         if self.request.chain is not None:
             write_text(plan.run.parent.parent / CHAIN, json.dumps(asdict(self.request.chain), indent=1))
-        keep_records(plan.run / RECORDS_NAME, plan.start.step if plan.start else -1)
+
+    def _newest(self, plan: Plan) -> Plan:
+        """The plan, going on from what nodes kept in memory where that is newer; the log ends where it goes on."""
+        log, committed = plan.run / RECORDS_NAME, plan.start.step if plan.start else -1
+
+        def before_commit(step: int, records: list[Record]) -> None:
+            keep_records(log, step, records)
+            self.request.before_commit()
+
+        found = rescue(plan.checkpoints, committed, self.world, before_commit)
+        if found is None:
+            if self.world.first:
+                keep_records(log, committed)
+            return plan
+        self._say(f"step {found.step} was in the memory of the nodes, and is committed now")
+        return replace(plan, start=found)
 
     def _track(self, plan: Plan) -> Tracker:
         parent = self.request.parent
@@ -129,7 +159,10 @@ class Session:
         layout, start = plan.preflight.layout, plan.start.step if plan.start else 0
         progress = self._progress(plan)
         console = Console(recipe.training.steps, name=self.request.student)
-        trainer = self._trainer(plan, layout, [Records(plan), console, progress])
+        records = Records(plan)
+        trainer = self._trainer(plan, layout, [records, console, progress])
+        records.committed = lambda: trainer.checkpoints.committed or (plan.start.step if plan.start else -1)
+        trainer.replicas.records = records.newest
         trainer.checkpoints.before_commit = self.request.before_commit
         progress.committed = lambda: trainer.checkpoints.committed or start or None
         progress.page = lambda: self.tracker.page if self.tracker else ""

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "training.activation_checkpointing",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.replicate_every",
     "training.log_every",
     "evaluation.",
     "about",

@@ -269,6 +269,12 @@ class TrainingSection(Section):
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
     keep_checkpoints: int = Field(3, ge=1)
+    replicate_every: int = Field(
+        1,
+        ge=0,
+        description="steps between copies of the state in memory of this node and of the next one, from which a run "
+        "goes on after a fault; where the launcher starts workers again. 0: none",
+    )
     log_every: Annotated[int, Field(ge=1)] | Auto = "auto"
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
+import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,15 +55,32 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # an image has no git, and that is all right
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
     # After the import, which sets levels itself. What a user should know is said by us.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip in uv's environments
+    if uri.startswith("sqlite:///"):
+        _make(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(uri)
+
+
+def _make(path: Path) -> None:
+    """A SQLite file with MLflow's tables, whole or not at all: MLflow opens no file that misses some of them."""
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        # A copy by SQLite itself: what is made may still stand in files beside it.
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(whole)) as target:
+            source.backup(target)
+        with suppress(FileExistsError):  # another process was faster
+            os.link(whole, path)
 
 
 def refused(error: Exception) -> bool:

@@ -6,7 +6,7 @@ The file is what a run knows about itself; MLflow and the report are both made f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,19 @@ def read_records(path: Path) -> list[Record]:
     return Follower(path).read()
 
 
-def keep_records(path: Path, last_step: int) -> None:
-    """Drop the records after `last_step`, and torn lines: what a resumed run will write again."""
-    if not path.exists():
+def keep_records(path: Path, last_step: int, known: Sequence[Record] = ()) -> None:
+    """Drop the records after `last_step`, and torn lines: what a resumed run will write again.
+
+    Args:
+        path: the file.
+        last_step: finished steps that the run goes on from.
+        known: records up to there that the file may lack, in order.
+    """
+    if not path.exists() and not known:
         return
     kept = [record for record in read_records(path) if record["step"] <= last_step]
+    last = kept[-1]["step"] if kept else -1
+    kept += [record for record in known if last < record["step"] <= last_step]
     write_text(path, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in kept))
 
 

@@ -33,6 +33,7 @@ from scholarch.training.learner import Learner
 from scholarch.training.networks import DTYPES, Execution, Network, build_network, materialise, place
 from scholarch.training.observe import Observer
 from scholarch.training.optimizer import Optimizer
+from scholarch.training.replicas import Replicas, place_of
 from scholarch.training.saving import Checkpoints
 from scholarch.training.teachers import Teachers
 from scholarch.training.trainer import Trainer
@@ -277,6 +278,7 @@ def build_trainer(
         Loading(recipe, build_dataset(recipe, source, tokenizer), shares),
         layout,
         Checkpoints(checkpoints, training.keep_checkpoints, world),
+        Replicas(place_of(str(checkpoints)), training.replicate_every, world),
         world,
         observers,
     )

@@ -107,6 +107,11 @@ class Checkpoint:
             return "; ".join(found for found in pool.map(look, files) if found)
 
 
+def step_name(step: int) -> str:
+    """The name of the checkpoint after `step` finished steps."""
+    return f"step-{step:09d}"
+
+
 def committed(address: str | Path) -> list[Checkpoint]:
     """The checkpoints at an address, oldest first. Partial ones do not exist here."""
     objects = open_objects(str(address))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +37,7 @@ from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, RunF
 from scholarch.storage.code import bring
 from scholarch.training.agent import EXIT_FAULT, SIGNALS, Agent, exit_code, say
 from scholarch.training.distributed import COLLECTIVE_TIMEOUT, COLLECTIVE_TIMEOUT_SECONDS
+from scholarch.training.memory import memory
 from scholarch.training.watch import SETTLING_FACTOR
 
 # With torch's own a lost node is given up after 46 s (measured). Five seconds of silence are more than
@@ -134,7 +135,9 @@ def launch(request: Launch) -> int:
     ending = Ending()
     try:
         _bring_code(request.code)
-        code = _attempts(request, ending)
+        # Without restarts nobody is there to read what was kept.
+        with memory() if _restarts(request) else nullcontext():
+            code = _attempts(request, ending)
     except SignalException:
         code, ending.reason = EXIT_INTERRUPTED, "interrupted"
     except (UserError, RunFailed) as error:

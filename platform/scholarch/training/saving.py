@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from scholarch.errors import RunFailed, SaveFailed, UserError
 from scholarch.storage.dcp import Content, content_of, writer
 from scholarch.storage.local import plainly
-from scholarch.storage.objects import Unreachable, joined, open_objects
+from scholarch.storage.objects import Objects, Unreachable, joined, open_objects
 from scholarch.training.checkpoint import (
     FORMAT,
     MANIFEST,
@@ -37,6 +37,7 @@ from scholarch.training.checkpoint import (
     committed,
     learner_state,
     optimizer_state,
+    step_name,
 )
 from scholarch.training.distributed import World
 from scholarch.training.learner import Learner
@@ -85,6 +86,44 @@ class Job:
     _error: BaseException | None
 
 
+def new_stager(device: torch.device) -> DefaultStager:
+    """Copies a state to memory of its own, which it keeps for the next one."""
+    cuda = device.type == "cuda"
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=cuda,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=cuda,
+        )
+    )
+
+
+def write_manifest(
+    objects: Objects, data: str, step: int, world_size: int, files: Mapping[str, Content]
+) -> None:
+    """Makes a checkpoint exist whose files are all there.
+
+    Args:
+        objects: the run's checkpoints.
+        data: where in them DCP's files are, `STEP/ATTEMPT`.
+        step: finished steps.
+        world_size: of the processes that wrote the files.
+        files: what they were meant to be, by name.
+    """
+    name, _, attempt = data.partition("/")
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "data": attempt,
+        "world_size": world_size,
+        "torch": torch.__version__,
+        "written": time.time(),
+        "files": {file: asdict(content) for file, content in sorted(files.items())},
+    }
+    objects.write(f"{name}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+
 class Checkpoints:
     """Writes the checkpoints of a run, one at a time; all ranks take part in every save.
 
@@ -106,15 +145,7 @@ class Checkpoints:
         self.metrics: dict[str, float] = {}
         # Its own group: what the thread says to other ranks must not mix with what training says.
         self._group = world.new_group(SLOWEST_RANK)
-        cuda = world.device.type == "cuda"
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=cuda,
-            )
-        )
+        self._stager = new_stager(world.device)
         self._job: Job | None = None
         self._swept = False
 
@@ -170,7 +201,7 @@ class Checkpoints:
         self.wait()
 
     def _commit(self, staged: Mapping[str, Any], step: int) -> None:
-        name = f"step-{step:09d}"
+        name = step_name(step)
         if self.world.first and not self._swept:
             self._sweep()
         self._swept = True
@@ -220,18 +251,9 @@ class Checkpoints:
 
     def _committed_by_first(self, name: str, data: str, step: int, files: Mapping[str, Content]) -> str:
         """Makes a checkpoint exist, and lets older ones go; gives what went wrong before it existed."""
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "data": data,
-            "world_size": self.world.size,
-            "torch": torch.__version__,
-            "written": time.time(),
-            "files": {file: asdict(content) for file, content in sorted(files.items())},
-        }
         try:
             self.before_commit()
-            self.objects.write(f"{name}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+            write_manifest(self.objects, f"{name}/{data}", step, self.world.size, files)
         except (UserError, Unreachable, OSError) as error:
             return str(error)
         try:

@@ -30,6 +30,7 @@ from scholarch.training.learner import Learner, StepValues
 from scholarch.training.networks import DTYPES
 from scholarch.training.observe import Observer, Outcome
 from scholarch.training.optimizer import Optimizer
+from scholarch.training.replicas import Replicas
 from scholarch.training.saving import Checkpoints
 from scholarch.training.teachers import Teachers
 
@@ -96,6 +97,7 @@ class Trainer:
         loader: gives this rank's batches from a step on.
         layout: how the global batch is cut.
         checkpoints: where the state is committed.
+        replicas: keep the newest steps in memory.
         world: the processes of the run.
         observers: told on rank 0.
 
@@ -113,11 +115,13 @@ class Trainer:
         loader: Loader,
         layout: Layout,
         checkpoints: Checkpoints,
+        replicas: Replicas,
         world: World,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.recipe, self.learner, self.optimizer, self.teachers = recipe, learner, optimizer, teachers
-        self.loader, self.layout, self.checkpoints, self.world = loader, layout, checkpoints, world
+        self.loader, self.layout, self.world = loader, layout, world
+        self.checkpoints, self.replicas = checkpoints, replicas
         self.observers = observers if world.first else ()
         self.probes: list[Probe] = []
         self.busy: Callable[[], float] = lambda: 0.0
@@ -156,6 +160,7 @@ class Trainer:
         with (
             self.stop.listening(),
             checkpoints.drained(),
+            closing(self.replicas),
             heartbeat.training(start),
             closing(self.loader(start)) as batches,
         ):
@@ -166,6 +171,8 @@ class Trainer:
                 stopping = self._step(finished, batch, began, waited)
                 finished += 1
                 heartbeat.beat(finished, checkpoints.committed or start or -1)
+                if finished < steps and not stopping:
+                    self.replicas.keep(self.learner, self.optimizer, finished)
                 if finished == steps or stopping or finished % every == 0:
                     checkpoints.save(self.learner, self.optimizer, finished)
                     saved = finished
@@ -252,6 +259,7 @@ class Trainer:
         record |= {f"gradient_norm/{part}": norm for part, norm in norms.items()}
         record |= self.optimizer.rates(step) | self.teachers.rates(step)
         record |= self.speed.metrics(steps - finished) | self.counts | self.checkpoints.metrics
+        record |= self.replicas.metrics
         record["memory_gib"] = _memory_gib(self.world.device)
         if probing:
             record |= self._probed(finished, values)

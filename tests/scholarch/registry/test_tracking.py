@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scholarch.errors import UserError
+from scholarch.registry.client import connect
 from scholarch.registry.tracking import Data, Tracker, known_run, local_uri, tracking_uri
 from scholarch.storage.records import append_record, keep_records
 
@@ -251,3 +255,21 @@ def test_the_data_set_can_be_found_again(run_folder: Path) -> None:
     assert sources["local"].uri == str(pictures)
     assert sources["bucket"].uri == "s3://b/x"
     assert "builtin:digits" in sources["code"].to_json()
+
+
+def test_a_file_is_whole_though_its_maker_was_killed(tmp_path: Path) -> None:
+    """MLflow makes its tables in many steps, and opens no file in which some are missing."""
+    uri = local_uri(tmp_path)
+    file = tmp_path / "mlflow" / "mlflow.db"
+    command = (
+        "import sys; from scholarch.registry.client import connect; connect(sys.argv[1]).search_experiments()"
+    )
+    with subprocess.Popen([sys.executable, "-c", command, uri]) as process:
+        limit = time.monotonic() + 60
+        while not any(path.stat().st_size for path in file.parent.rglob("*.db")):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert not file.exists(), "killed before it was done"
+    assert connect(uri).search_experiments()

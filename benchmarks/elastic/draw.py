@@ -52,7 +52,7 @@ def draw(axes: Axes, found: dict[str, Any]) -> None:
     axes.set_title(f"{found['precision']}, global batch {found['global_batch']}")
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper left")
 
 
 def main() -> int:

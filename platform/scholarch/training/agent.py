@@ -120,11 +120,22 @@ class Agent(LocalElasticAgent):
     def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
             result: RunResult = super()._invoke_run(role)
-        except RendezvousConnectionError:
+        except RendezvousConnectionError as error:
             if self._pcontext:  # Without the store this node is alone, and the others go on without it.
-                self._send(signal.SIGKILL)
+                self._end_alone()
+            if self.signal:
+                raise SignalException(f"{self.signal.name} while the store is gone", self.signal) from error
             raise
         return result
+
+    def _end_alone(self) -> None:
+        """Ends the workers; where this node was asked to end, they have time to save."""
+        if self.signal:
+            self._send(signal.SIGTERM)
+            until = time.monotonic() + self._grace
+            while self._living() and time.monotonic() < until:
+                time.sleep(0.1)
+        self._send(signal.SIGKILL)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         self._joining = True

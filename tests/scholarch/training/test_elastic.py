@@ -36,3 +36,17 @@ def test_store_ends_with_0(tmp_path: Path) -> None:
     assert second.stderr.startswith(f"error: no store at port {store.port}")
     store.signal(signal.SIGTERM)
     assert store.end(60) == 0
+
+
+def test_asked_to_end_when_the_store_is_gone_it_ends(tmp_path: Path) -> None:
+    """As on Kubernetes, where the pods of a run that is deleted go at the same time."""
+    cluster = scenarios.Cluster(tmp_path / "job", "1:2", None, ("--join", "600"))
+    try:
+        cluster.start(0)
+        cluster.until(1)
+        cluster.store.kill()
+        node = cluster.began[0]
+        node.signal(signal.SIGTERM)
+        assert node.end(90) == 75, node.text
+    finally:
+        cluster.close()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from rendering import NAMESPACE, PLATFORM, Manifest, Pod, allowed, helm, of_kind, pods, rendered
+from scholarch_operator.metrics import PROMOTIONS, RECONCILES, RunCollector
 
 GOLDEN = Path(__file__).parent / "golden"
 MINIO: Manifest = {
@@ -34,6 +36,7 @@ CASES: dict[str, Manifest] = {
             "storageClass": "fast",
         },
         "operator": {"namespaces": ["vision"]},
+        "dashboard": {"enabled": False},
         "networkPolicies": {
             "egress": [{"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}], "ports": [{"port": 443}]}],
             "metrics": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
@@ -66,8 +69,8 @@ def platform() -> list[Manifest]:
 
 
 def masked(manifest: Manifest) -> Manifest:
-    """Without what is drawn anew in each rendering."""
-    if manifest["kind"] != "Secret":
+    """Without what is drawn anew in each rendering, and without the dashboard, a file of its own."""
+    if manifest["kind"] != "Secret" and not manifest["metadata"]["name"].endswith("-dashboard"):
         return manifest
     return {**manifest, "data": dict.fromkeys(manifest["data"], "...")}
 
@@ -298,3 +301,23 @@ def test_mlflow_answers_to_its_service_names_and_keeps_artifacts_in_s3(platform:
     )
     outside = arguments(rendered(PLATFORM, CASES["external"]), "scholarch-mlflow")
     assert any("mlflow.example.org:*" in argument for argument in outside)
+
+
+def test_the_dashboard_asks_for_what_the_operator_tells(platform: list[Manifest]) -> None:
+    """Each metric is on it, and each name on it is a metric."""
+    run = {
+        "metadata": {"namespace": "vision", "name": "a"},
+        "status": {"attempt": 1, "progress": {"step": 1, "total": 2, "time": "2026-01-01T00:00:00Z"}},
+    }
+    told = {"scholarch_reconcile_seconds_bucket", *(m.name for m in RunCollector(lambda: [run]).collect())}
+    told |= {f"{metric.name}_total" for counter in (RECONCILES, PROMOTIONS) for metric in counter.collect()}
+    (found,) = [m for m in of_kind(platform, "ConfigMap") if m["metadata"]["name"].endswith("-dashboard")]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    board = json.loads(found["data"]["scholarch-runs.json"])
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [variable["query"] for variable in board["templating"]["list"][1:]]
+    names = {name for expression in asked for name in re.findall(r"scholarch_\w+", expression)}
+    assert names == told
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    off = of_kind(rendered(PLATFORM, CASES["external"]), "ConfigMap")
+    assert not [m for m in off if m["metadata"]["name"].endswith("-dashboard")]

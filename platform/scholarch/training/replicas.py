@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -106,6 +107,8 @@ class Replicas:
             return
         began = time.perf_counter()
         self.close()
+        if not self._on:  # by what the copy before met
+            return
         state = {"learner": learner_state(learner), **optimizer_state(learner, optimizer)}
         staged: Any = self._stager.stage(state)
         records = self.records() if self.world.first else []
@@ -171,13 +174,16 @@ class Replicas:
                 work.wait()
 
     def _too_little(self, sizes: tuple[int, int]) -> str:
-        """Why memory is too small for what is to be kept; empty: it is not, or was looked at before."""
+        """Why memory is too small for what is to be kept; empty: it is not, or was looked at before.
+
+        A container's own limit is not looked at: who sizes /dev/shm there counts it in.
+        """
         if self._measured:
             return ""
         self._measured = True
         # Of this rank and of one of the node before, and those that are being written.
         needed = self.world.local_size * 2 * (KEPT + 1) * sum(sizes)
-        free = shutil.disk_usage(self._root).free
+        free = min(shutil.disk_usage(self._root).free, psutil.virtual_memory().available)
         if needed <= free:
             return ""
         return f"{self._root.parents[1]} has {free >> 20} MiB, and {needed >> 20} MiB are needed"

@@ -103,11 +103,12 @@ class Replicas:
 
     def keep(self, learner: Learner, optimizer: Optimizer, step: int) -> None:
         """Copies the state after `step` finished steps, and gives it to the next node in the background."""
-        if not self._on or step % self.every:
+        if self._on and step % self.every:
             return
         began = time.perf_counter()
         self.close()
-        if not self._on:  # by what the copy before met
+        if not self._on:
+            self._say()
             return
         state = {"learner": learner_state(learner), **optimizer_state(learner, optimizer)}
         staged: Any = self._stager.stage(state)
@@ -192,10 +193,17 @@ class Replicas:
 
     def _end(self, why: str) -> None:
         self._on, self.trouble = False, why
-        if self.world.first:
+
+    def _say(self) -> None:
+        """Tells once that there are no copies any more, when training goes on without."""
+        if self.trouble and self.world.first and not self._said:
+            self._said = True
             sys.stderr.write(
-                f"warning: steps are no longer kept in memory, a fault costs those since the last checkpoint: {why}\n"
+                "warning: steps are no longer kept in memory, a fault costs those since the last checkpoint: "
+                f"{self.trouble}\n"
             )
+
+    _said = False
 
     def _gathered(self, mine: Any) -> list[Any]:
         box: list[Any] = [None] * self.world.size

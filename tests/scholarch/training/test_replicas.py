@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +128,11 @@ def test_memory_that_is_too_small_ends_it_and_not_the_run(tmp_path: Path) -> Non
         if world.rank == 1:
             shutil.disk_usage = lambda _: shutil._ntuple_diskusage(9, 8, 1)  # type: ignore[attr-defined,assignment]
         trainer, _ = tiny_trainer(world, folder / "run", tiny_recipe(*SHORT))
-        return trainer.run(trainer.begin())[1], trainer.replicas.trouble
+        told = io.StringIO()
+        with redirect_stderr(told):
+            finished = trainer.run(trainer.begin())[1]
+        assert told.getvalue().count("no longer kept in memory") == int(world.first)
+        return finished, trainer.replicas.trouble
 
     for finished, trouble in run_ranks(2, cramped, tmp_path):
         assert finished == STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from scholarch.config.promotion import PROMOTION, PROMOTIONS
 from scholarch.config.training_run import GROUP, KIND, PLURAL, VERSION
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
+LOOK_SECONDS = 20.0
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "scholarch_operator/invalid_specs.yaml").read_text())
 
 
@@ -77,32 +79,35 @@ def newer(api: Api, plural: str) -> Iterator[None]:
         patch({"op": "remove"})
 
 
+def told(api: Api, namespace: str, kind: str, spec: Manifest, of: str) -> Manifest:
+    """The condition `of` an object `new` that the operator does not understand."""
+    body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": "new"}, "spec": spec}
+    kinds = api.of(kind, f"{GROUP}/{VERSION}")
+
+    def once() -> Manifest | None:
+        """A watch from before the change shows an object of its moment without the key, and never again."""
+        kinds.create(body=body, namespace=namespace)
+        until = time.monotonic() + LOOK_SECONDS
+        while time.monotonic() < until:
+            found = condition(api.get(namespace, "new", kind), of)
+            if found.get("reason") == "InvalidSpec":
+                return found
+            time.sleep(0.5)
+        kinds.delete(name="new", namespace=namespace)
+        wait_for("its end", lambda: api.get(namespace, "new", kind) is None)
+        return None
+
+    found: Manifest = wait_for(f"{kind} that is not understood", once)
+    return found
+
+
 def test_objects_of_a_newer_version_are_told(api: Api, namespace: str) -> None:
     """An operator that does not know all of a spec does nothing about it, says so, and looks after the others."""
-
-    def made(kind: str, spec: Manifest) -> None:
-        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": "new"}, "spec": spec}
-        kinds = api.of(kind, f"{GROUP}/{VERSION}")
-
-        def kept() -> bool:
-            """The API server takes a moment to know the key."""
-            found = kinds.create(body=body, namespace=namespace).to_dict()
-            if "tomorrow" not in found["spec"]:
-                kinds.delete(name="new", namespace=namespace)
-            return "tomorrow" in found["spec"]
-
-        wait_for("the newer version", kept)
-
-    def said(kind: str, of: str) -> Manifest:
-        return condition(api.get(namespace, "new", kind), of)
-
     with newer(api, PLURAL), newer(api, PROMOTIONS):
-        made(KIND, {**TABLE["valid"], "tomorrow": "x"})
-        made(PROMOTION, {"policy": "none", "tomorrow": "x"})
-        wait_for("the run's condition", lambda: said(KIND, "Scheduled").get("reason") == "InvalidSpec")
-        wait_for("the promotion's", lambda: said(PROMOTION, "Failed").get("reason") == "InvalidSpec")
-        assert "tomorrow" in said(KIND, "Scheduled")["message"]
-        assert "tomorrow" in said(PROMOTION, "Failed")["message"]
-        assert not api.jobs(namespace, "new")
+        run = told(api, namespace, KIND, {**TABLE["valid"], "tomorrow": "x"}, "Scheduled")
+        promotion = told(api, namespace, PROMOTION, {"policy": "none", "tomorrow": "x"}, "Failed")
+        assert "tomorrow" in run["message"]
+        assert "tomorrow" in promotion["message"]
+        wait_for("no Job", lambda: not api.jobs(namespace, "new"))
         api.run(namespace, "old", {**TABLE["valid"], "image": "scholarch.invalid/nowhere:1"})
         wait_for("the other one's Job", lambda: api.jobs(namespace, "old"))

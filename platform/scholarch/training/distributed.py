@@ -62,11 +62,7 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank holds, in rank order, on every rank."""
-        if self.group is None:
-            return [value]
-        box: list[Any] = [None] * self.size
-        dist.all_gather_object(box, value, group=self.group)
-        return box
+        return [value] if self.group is None else gathered(value, self.group)
 
     def gather_row(self, row: list[float]) -> torch.Tensor:
         """[ranks, len(row)] float64: the row of every rank."""
@@ -102,6 +98,13 @@ class World:
         """Waits for every rank."""
         if self.group is not None:
             dist.barrier(group=self.group)
+
+
+def gathered(value: Any, group: ProcessGroup) -> list[Any]:
+    """What each rank of a group holds, in rank order, on every rank of it."""
+    box: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(box, value, group=group)
+    return box
 
 
 @contextmanager

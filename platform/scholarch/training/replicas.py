@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 from scholarch.storage.records import Record
-from scholarch.training.checkpoint import learner_state, optimizer_state
-from scholarch.training.distributed import World, collective_timeout
+from scholarch.training.checkpoint import learner_state, optimizer_state, step_name
+from scholarch.training.distributed import World, collective_timeout, gathered
 from scholarch.training.learner import Learner
 from scholarch.training.memory import FOLDER
 from scholarch.training.optimizer import Optimizer
@@ -67,7 +67,7 @@ def place_of(address: str) -> Path | None:
 
 def part(root: Path, rank: int, step: int) -> Path:
     """Folder of a rank at a step, within that of its world."""
-    return root / f"rank-{rank:05d}" / f"step-{step:09d}"
+    return root / f"rank-{rank:05d}" / step_name(step)
 
 
 class Replicas:
@@ -91,6 +91,9 @@ class Replicas:
         self.trouble = ""
         # Parts of a world are students, which are at different steps.
         self._on = place is not None and every > 0 and world.members is None
+        self._measured = self._said = False
+        self._after = (world.rank + world.local_size) % world.size
+        self._before = (world.rank - world.local_size) % world.size
         self._job: Job | None = None
         self._layout: _Layout | None = None
         if place is None or not self._on:
@@ -131,44 +134,40 @@ class Replicas:
         world, problem = self.world, ""
         sizes = (0, 0)
         own = _unfinished(part(self._root, world.rank, step))
-        layout = self._layout = self._layout or _Layout.agreed(staged, world, self._group)
+        anew, self._layout = self._layout is None, self._layout or _Layout.agreed(staged, world, self._group)
         try:
-            _write(layout, staged, own, records, first=world.first)
-            if world.local_rank == 0:
-                _write_once(self._root / METADATA, pickle.dumps(layout.metadata))
+            _write(self._layout, staged, own, records, first=world.first)
+            if anew and world.local_rank == 0:
+                _write_whole(self._root / METADATA, pickle.dumps(self._layout.metadata))
             sizes = ((own / PIECE).stat().st_size, (own / DATA).stat().st_size)
             problem = self._too_little(sizes)
         except OSError as error:
             problem = error.strerror or str(error)
-        told: list[tuple[str, tuple[int, int]]] = self._gathered((problem, sizes))
+        told: list[tuple[str, tuple[int, int]]] = gathered((problem, sizes), self._group)
         if found := next((what for what, _ in told if what), ""):
             self._end(found)
             shutil.rmtree(self._root, ignore_errors=True)
             return
-        before = (world.rank - world.local_size) % world.size
         ranks = [world.rank]
-        if before != world.rank:
-            self._exchange(own, _unfinished(part(self._root, before, step)), told[before][1])
-            ranks.append(before)
-        self._gathered(None)  # whole everywhere, before anyone lets an older one go
+        if self._before != world.rank:
+            self._exchange(own, _unfinished(part(self._root, self._before, step)), told[self._before][1])
+            ranks.append(self._before)
+        gathered(None, self._group)  # whole everywhere, before anyone lets an older one go
         for rank in ranks:
             _finish(self._root, rank, step)
 
     def _exchange(self, own: Path, theirs: Path, sizes: tuple[int, int]) -> None:
         """Gives this rank's files to the same rank of the next node, and takes those of the one before."""
-        world = self.world
-        after, before = (
-            (world.rank + world.local_size) % world.size,
-            (world.rank - world.local_size) % world.size,
-        )
         theirs.mkdir(parents=True, exist_ok=True)
         for name, length in zip((PIECE, DATA), sizes, strict=True):
             mine = (own / name).stat().st_size
             works: list[Any] = []
             if mine:
-                works.append(dist.isend(_mapped(own / name, mine), group=self._group, group_dst=after))
+                works.append(dist.isend(_mapped(own / name, mine), group=self._group, group_dst=self._after))
             if length:
-                works.append(dist.irecv(_mapped(theirs / name, length), group=self._group, group_src=before))
+                works.append(
+                    dist.irecv(_mapped(theirs / name, length), group=self._group, group_src=self._before)
+                )
             else:
                 (theirs / name).touch()
             for work in works:
@@ -189,8 +188,6 @@ class Replicas:
             return ""
         return f"{self._root.parents[1]} has {free >> 20} MiB, and {needed >> 20} MiB are needed"
 
-    _measured = False
-
     def _end(self, why: str) -> None:
         self._on, self.trouble = False, why
 
@@ -202,13 +199,6 @@ class Replicas:
                 "warning: steps are no longer kept in memory, a fault costs those since the last checkpoint: "
                 f"{self.trouble}\n"
             )
-
-    _said = False
-
-    def _gathered(self, mine: Any) -> list[Any]:
-        box: list[Any] = [None] * self.world.size
-        dist.all_gather_object(box, mine, group=self._group)
-        return box
 
 
 @dataclass
@@ -223,8 +213,7 @@ class _Layout:
     def agreed(cls, state: dict[str, Any], world: World, group: Any) -> _Layout:
         planner = DefaultSavePlanner()
         planner.set_up_planner(state, is_coordinator=world.first)
-        plans: list[Any] = [None] * world.size
-        dist.all_gather_object(plans, planner.create_local_plan(), group=group)
+        plans = gathered(planner.create_local_plan(), group)
         box: list[Any] = [None]
         if world.first:
             everyone, metadata = planner.create_global_plan(plans)
@@ -252,8 +241,8 @@ def _mapped(path: Path, length: int) -> torch.Tensor:
     return torch.from_file(str(path), shared=True, size=length, dtype=torch.uint8)
 
 
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}")
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
 
 
 def _finish(root: Path, rank: int, step: int) -> None:
@@ -263,11 +252,10 @@ def _finish(root: Path, rank: int, step: int) -> None:
         shutil.rmtree(old)
 
 
-def _write_once(path: Path, data: bytes) -> None:
-    if not path.exists():
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_bytes(data)
-        unfinished.rename(path)
+def _write_whole(path: Path, data: bytes) -> None:
+    unfinished = _unfinished(path)
+    unfinished.write_bytes(data)
+    unfinished.rename(path)
 
 
 def _remove_others(root: Path) -> None:

@@ -18,13 +18,13 @@ from scholarch.errors import UserError
 from scholarch.storage.dcp import Content, content_of
 from scholarch.storage.objects import FolderObjects, Unreachable, joined, open_objects
 from scholarch.storage.records import Record
-from scholarch.training.checkpoint import Checkpoint, step_name
+from scholarch.training.checkpoint import NAME, Checkpoint, step_name
 from scholarch.training.distributed import World
 from scholarch.training.replicas import DATA, METADATA, PIECE, Piece, part, place_of
 from scholarch.training.saving import write_manifest
 
 _WORLD = re.compile(r"(\d+)-[0-9a-f]+")
-_RANK, _STEP = re.compile(r"rank-(\d{5})"), re.compile(r"step-(\d{9})")
+_RANK = re.compile(r"rank-(\d{5})")
 DCP_METADATA = ".metadata"
 
 
@@ -82,7 +82,7 @@ def look(place: Path | None) -> list[Held]:
         return []
     found = []
     for folder in place.glob("*/rank-*/step-*"):
-        step, rank = _STEP.fullmatch(folder.name), _RANK.fullmatch(folder.parent.name)
+        step, rank = NAME.fullmatch(folder.name), _RANK.fullmatch(folder.parent.name)
         world = folder.parents[1]
         if step and rank and (world / METADATA).is_file():
             found.append(Held(int(step[1]), world.name, int(rank[1])))

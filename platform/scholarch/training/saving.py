@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -39,7 +38,7 @@ from scholarch.training.checkpoint import (
     optimizer_state,
     step_name,
 )
-from scholarch.training.distributed import World
+from scholarch.training.distributed import World, gathered
 from scholarch.training.learner import Learner
 from scholarch.training.optimizer import Optimizer
 
@@ -286,9 +285,7 @@ class Checkpoints:
 
     def _gathered(self, mine: Any) -> list[Any]:
         """What each rank's thread holds, in rank order."""
-        box: list[Any] = [None] * self.world.size
-        dist.all_gather_object(box, mine, group=self._group)
-        return box
+        return gathered(mine, self._group)
 
     def _failure(self, step: int, what: str) -> SaveFailed:
         return SaveFailed(

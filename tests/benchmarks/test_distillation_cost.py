@@ -21,6 +21,7 @@ def rows(students: list[str], own: list[float], teacher: list[float]) -> list[di
             "part": 24,
             "student_seconds": a,
             "teacher_seconds": b,
+            "error": 0.0,
             "busy": [a + b, a + b + 0.1 * (rank == 0)],
         }
         for rank, (student, a, b) in enumerate(zip(students, own, teacher, strict=True))

@@ -12,6 +12,7 @@ Legend: G samples of the global batch, V views, b samples of a part, N patches, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -246,7 +247,7 @@ class Exchange:
     def _told(self, *, wanting: bool) -> tuple[list[bool], list[bool]]:
         """Which processes want features of the next step, and which were asked to stop."""
         due = bool(self.every and self._next % self.every == 0)
-        seen = [self.training.seconds(), self.teaching.seconds()] if due else []
+        seen = self._seen() if due else []
         rows = self.world.gather_row([float(wanting), float(self.stop.wished), *seen])
         wants, stops = rows[:, :2].bool().T.tolist()
         if due and all(wants) and bool(torch.isfinite(rows).all()):
@@ -255,8 +256,12 @@ class Exchange:
 
     def observed(self) -> list[Observed]:
         """What each process saw up to now; all take part."""
-        rows = self.world.gather_row([self.training.seconds(), self.teaching.seconds()])
-        return self._observed(rows.tolist())
+        return self._observed(self.world.gather_row(self._seen()).tolist())
+
+    def _seen(self) -> list[float]:
+        training, teaching = self.training, self.teaching
+        error = math.hypot(training.error(), teaching.error())
+        return [training.seconds(), teaching.seconds(), error]
 
     def _observed(self, rows: Sequence[Sequence[float]]) -> list[Observed]:
         parts = np.diff(self.parts).tolist()

@@ -25,8 +25,10 @@ from scholarch.storage.objects import Objects
 NAME = "costs.json"
 WARM_UP, FEWEST = 2, 3
 """Steps that do not count, and how many must."""
-IDLE, GAIN = 0.05, 0.05
-"""Share of time waited above which another plan is looked for, and of a step that it must save."""
+IDLE, GAIN = 0.05, 0.02
+"""Share of time waited above which another plan is looked for, and of a step that it must save at least."""
+ERRORS = 2.0
+"""Standard errors of the busiest process's seconds that it must save too: what is less may be chance."""
 
 
 class Meter:
@@ -61,12 +63,23 @@ class Meter:
 
     def seconds(self) -> float:
         """The median; not a number while there are too few."""
+        return statistics.median(self._lengths()) if len(self.stretches) >= FEWEST else math.nan
+
+    def error(self) -> float:
+        """Standard error of `seconds`, from the middle half of the stretches; not a number while there are too few.
+
+        A normal distribution's middle half is 1.35 standard deviations wide, and its median's error 1.25 of its mean's.
+        """
         if len(self.stretches) < FEWEST:
             return math.nan
+        lower, _, upper = statistics.quantiles(self._lengths(), n=4, method="inclusive")
+        return (upper - lower) / 1.35 * 1.25 / math.sqrt(len(self.stretches))
+
+    def _lengths(self) -> list[float]:
         if not self.cuda:
-            return float(statistics.median(end - begin for begin, end in self.stretches))
+            return [end - begin for begin, end in self.stretches]
         self.stretches[-1][1].synchronize()
-        return float(statistics.median(begin.elapsed_time(end) / 1e3 for begin, end in self.stretches))
+        return [begin.elapsed_time(end) / 1e3 for begin, end in self.stretches]
 
 
 class Observed(NamedTuple):
@@ -77,6 +90,7 @@ class Observed(NamedTuple):
         own: pictures that it trains on in a step.
         part: pictures of its part of the teacher's work.
         student_seconds, teacher_seconds: of a step.
+        error: standard error of both together.
     """
 
     student: str
@@ -84,6 +98,7 @@ class Observed(NamedTuple):
     part: int
     student_seconds: float
     teacher_seconds: float
+    error: float
 
 
 Points = Mapping[int, float]
@@ -178,14 +193,19 @@ def idle(processes: Sequence[Observed], *, together: bool) -> float:
 
 
 def better(costs: Costs, processes: Sequence[Observed], global_batch: int) -> JobPlan | None:
-    """A plan that is worth moving to; None: things are well as they are."""
+    """A plan that is worth moving to; None: things are well as they are.
+
+    Both plans are compared by the same costs, so that a job which has the best plan stays with it.
+    """
     if idle(processes, together=costs.together) <= IDLE:
         return None
     names = list(costs.students)
     sizes = {name: sum(one.student == name for one in processes) for name in names}
     now = made(costs, sizes, global_batch, parts=[one.part for one in processes])
     found = plan_job(costs, len(processes), global_batch)
-    return found if found.step < (1 - GAIN) * now.step else None
+    busiest = max(processes, key=lambda one: one.student_seconds + one.teacher_seconds)
+    least = max(GAIN * now.step, ERRORS * busiest.error)
+    return found if now.step - found.step > least else None
 
 
 def hardware_name(device: torch.device) -> str:

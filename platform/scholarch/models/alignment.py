@@ -39,6 +39,7 @@ class VisionHeadOptions:
         blocks: self-attention blocks, without positions.
         heads: attention heads; null: one for each 64 of the width.
         ffn_ratio: nominal hidden width of the gated feed-forward layers over D.
+        layer_scale: start of LayerScale; null or 0: none.
         stochastic_depth: share of pictures for which a branch is skipped while training, [0, 1).
         project: a linear layer to E / 2 even where D is that.
     """
@@ -46,6 +47,7 @@ class VisionHeadOptions:
     blocks: int = 2
     heads: int | None = None
     ffn_ratio: float = 4.0
+    layer_scale: float | None = 1e-5
     stochastic_depth: float = 0.3
     project: bool = False
 
@@ -105,7 +107,7 @@ class VisionHead(nn.Module):
                 ffn="swiglu64",
                 ffn_ratio=options.ffn_ratio,
                 norm="layernorm_bf16",
-                layer_scale=1e-5,
+                layer_scale=options.layer_scale,
                 qkv_bias=False,
                 masked_key_bias=False,
             )

@@ -140,6 +140,15 @@ def test_first_weights() -> None:
     assert state["visual_model.head.blocks.0.ls1.gamma"].unique().tolist() == [pytest.approx(1e-5)]
 
 
+@pytest.mark.parametrize(("layer_scale", "first"), [(1.0, [1.0]), (None, [])])
+def test_layer_scale_of_the_head(layer_scale: float | None, first: list[float]) -> None:
+    model = tiny_model(head=VisionHeadOptions(heads=2, layer_scale=layer_scale))
+    initialise(model, 0)
+    gammas = [tensor for name, tensor in model.visual_model["head"].named_parameters() if "gamma" in name]
+    assert len(gammas) == 4 * len(first)  # two blocks, two branches
+    assert [value for gamma in gammas for value in gamma.unique().tolist()] == 4 * first
+
+
 def test_the_text_block_against_numpy() -> None:
     block = shaken(TextBlock(6, 2, 1))
     x = torch.randn(1, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

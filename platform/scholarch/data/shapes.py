@@ -67,7 +67,7 @@ class Thing(NamedTuple):
 
 
 class ShapesSource:
-    """See the module; labelled by the large thing, with four captions each.
+    """See the module; labelled by the large thing, with eight captions each.
 
     Args:
         kept_apart: the combinations that the other source never shows.
@@ -117,13 +117,17 @@ class ShapesSource:
         return canvas.clip(0, 255).round().astype(np.uint8), owner
 
     def captions(self, index: int) -> Sequence[str]:
-        """What a person might say of a picture."""
+        """What a person might say of a picture: both things, one of them alone, colours or shapes alone."""
         large, small = self.things(index)
         return (
             f"a large {large.words} in the {large.place} and a small {small.words} in the {small.place}",
             f"a {large.words} at the {large.place}, a {small.words} at the {small.place}",
             f"there is a {small.words} in the {small.place} and a big {large.words} in the {large.place}",
             f"a picture of a {large.words} with a little {small.words}",
+            f"a {large.words}",
+            f"a {small.words}",
+            f"something {large.colour} in the {large.place}",
+            f"a {large.shape} and a small {small.shape}",
         )
 
     def label(self, index: int) -> int | None:
@@ -135,7 +139,8 @@ class ShapesSource:
     def fingerprint(self) -> str:
         told = f"{self.seed} {self.pairs} {self.labelled} {LARGE} {SMALL}".encode()
         shown = b"".join(self._painted(index)[0].tobytes() for index in range(2))
-        return listing_fingerprint([(told, len(self)), (shown, 2)])
+        said = "\n".join(self.captions(0)).encode()
+        return listing_fingerprint([(told, len(self)), (shown, 2), (said, 1)])
 
     def _draws(self, index: int, what: str) -> np.random.Generator:
         return generator(self.seed, "shapes", int(self.kept_apart), index, what)

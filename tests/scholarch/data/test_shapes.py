@@ -19,10 +19,14 @@ def test_captions_say_what_is_painted() -> None:
         large, small = source.things(index)
         assert source.classes is not None
         assert source.classes[source.label(index) or 0] == large.words
-        for caption in source.captions(index):
+        said = source.captions(index)
+        for caption in said[:4]:
             assert large.words in caption
             assert small.words in caption
-        assert large.place in source.captions(index)[0]
+        assert large.place in said[0]
+        assert said[4:6] == (f"a {large.words}", f"a {small.words}")
+        for caption in said[4:]:
+            assert any(word in caption for word in (large.words, small.words, large.colour, large.shape))
         assert not unseen(large.colour, large.shape)
         pixels, mask = source.read(index).permute(1, 2, 0).numpy(), source.mask(index)
         for number, thing in ((1, large), (2, small)):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from scholarch.data.catalog import open_source
 from scholarch.data.shapes import COLOURS, PLACES, ShapesSource, combinations, unseen
 from scholarch.data.source import captions, has_captions
@@ -47,3 +48,10 @@ def test_pictures_are_a_function_of_their_number() -> None:
     assert has_captions(one)
     assert captions(one, 5) == captions(two, 5)
     assert not has_captions(open_source("digits"))
+
+
+def test_the_fingerprint_knows_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ShapesSource().fingerprint()
+    assert ShapesSource().fingerprint() == before
+    monkeypatch.setattr(ShapesSource, "captions", lambda *_: ("something else",))
+    assert ShapesSource().fingerprint() != before

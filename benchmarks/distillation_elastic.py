@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from machine import machine, write
 from matplotlib.figure import Figure
 from nodes import Process, Store, node, records, step, wait
+from scholarch.errors import EXIT_INTERRUPTED
 from scholarch.report.theme import LIGHT, new_figure, style, write_png
 
 STUDENTS = ("vit", "convnext")
@@ -37,14 +39,28 @@ def arguments(run: Path, steps: int, precision: str) -> list[str]:
     ]  # fmt: skip
 
 
-def untouched(folder: Path, steps: int, precision: str) -> Path:
-    """The run of a job on as many processes as students; it is done."""
+def untouched(folder: Path, steps: int, precision: str, until: int | None = None) -> Path:
+    """The run of a job on as many processes as students: done, or stopped after step `until`."""
     run = folder / "untouched"
     process = node(
         folder / "untouched.log", ("--processes", str(len(STUDENTS))), arguments(run, steps, precision)
     )
-    assert process.end(SECONDS) == 0, process.text[-3000:]
+    try:
+        ended([process], run, until)
+    finally:
+        process.kill()
     return run
+
+
+def ended(processes: Sequence[Process], run: Path, until: int | None) -> None:
+    """Nodes of a run that is done, or was stopped after step `until`."""
+    if until is not None:
+        wait(lambda: step(run / "students" / STUDENTS[0]) >= until, SECONDS, f"step {until}")
+        for process in processes:  # one alone would leave the others to go on
+            process.signal(signal.SIGTERM)
+    for process in processes:
+        code = process.end(SECONDS)
+        assert code == (0 if until is None else EXIT_INTERRUPTED), process.text[-3000:]
 
 
 def groups(logs: Sequence[Path]) -> list[dict[str, int]]:
@@ -57,32 +73,32 @@ def groups(logs: Sequence[Path]) -> list[dict[str, int]]:
 
 
 def loses_one(
-    folder: Path, steps: int, precision: str, count: int = NODES
+    folder: Path, steps: int, precision: str, more: int | None = None
 ) -> tuple[Path, list[dict[str, int]]]:
-    """The run of a job on `count` nodes, on one less and on all again, and what it planned; it is done."""
+    """The run of a job on all nodes, on one less and on all again, and what it planned; done, or stopped when all
+    have taken `more` steps."""
     run, store = folder / "elastic", Store(folder / "store.log")
     alive: list[Process] = []
     logs: list[Path] = []
 
     def start(words: list[str]) -> None:
         logs.append(folder / f"node-{len(logs)}.log")
-        meeting = ("--nodes", f"{count - 1}:{count}", "--rendezvous", f"localhost:{store.port}")
+        meeting = ("--nodes", f"{NODES - 1}:{NODES}", "--rendezvous", f"localhost:{store.port}")
         alive.append(node(logs[-1], meeting, words))
 
     def planned_for(nodes: int, times: int) -> bool:
         return sum(sum(sizes.values()) == nodes for sizes in groups(logs)) >= times
 
     try:
-        for _ in range(count):
+        for _ in range(NODES):
             start(arguments(run, steps, precision))
         wait(lambda: step(run / "students" / STUDENTS[0]) >= LOST_AT * steps, SECONDS, "the first steps")
-        before = sum(sum(sizes.values()) == count for sizes in groups(logs))
+        before = sum(sum(sizes.values()) == NODES for sizes in groups(logs))
         alive.pop().kill()
-        wait(lambda: planned_for(count - 1, 1), SECONDS, f"a plan for {count - 1}")
+        wait(lambda: planned_for(NODES - 1, 1), SECONDS, f"a plan for {NODES - 1}")
         start(["distill", "--run", str(run), "--resume"])
-        wait(lambda: planned_for(count, before + 1), SECONDS, f"a plan for {count}")
-        for process in alive:
-            assert process.end(SECONDS) == 0, process.text[-3000:]
+        wait(lambda: planned_for(NODES, before + 1), SECONDS, f"a plan for {NODES}")
+        ended(alive, run, None if more is None else step(run / "students" / STUDENTS[0]) + more)
     finally:
         for process in (*alive, store):
             process.kill()
@@ -94,13 +110,14 @@ def curve(run: Path, student: str) -> list[float]:
     return [record["loss/total"] for record in records(run / "students" / student)]
 
 
-def compared(run: Path, other: Path, steps: int) -> dict[str, float]:
-    """The largest relative difference of each student's losses; each step is there once."""
+def compared(run: Path, other: Path) -> dict[str, float]:
+    """The largest relative difference of each student's losses; each step of `run` is there once."""
     found = {}
     for name in STUDENTS:
+        losses, others = curve(run, name), curve(other, name)
         seen = [record["step"] for record in records(run / "students" / name)]
-        assert seen == list(range(1, steps + 1)), seen
-        pairs = zip(curve(run, name), curve(other, name), strict=True)
+        assert seen == list(range(1, len(losses) + 1)), seen
+        pairs = zip(losses, others[: len(losses)], strict=True)
         found[name] = max(abs(a - b) / abs(b) for a, b in pairs)
     return found
 
@@ -140,7 +157,8 @@ def main() -> None:
             other = untouched(place, asked.steps, precision)
             run, plans = loses_one(place, asked.steps, precision)
             runs[precision] = run, other
-            found = compared(run, other, asked.steps)
+            found = compared(run, other)
+            assert len(curve(run, STUDENTS[0])) == asked.steps
             data[precision] = {"difference": found, "plans": plans}
             told = "; ".join(", ".join(f"{name} {size}" for name, size in plan.items()) for plan in plans)
             lines += [f"| {precision} | {name} | {worst:.1e} | {told} |" for name, worst in found.items()]

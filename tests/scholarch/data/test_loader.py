@@ -286,9 +286,9 @@ def test_one_of_several_captions_is_drawn_by_seed_step_and_position() -> None:
     # By hand: the draw that the loader's key gives.
     source, stream = open_source("shapes"), SampleStream(4096, 12, 4)
     tokenizer = Tokenizer.learned((text for i in range(50) for text in captions(source, i)), 600)
-    drawn = {int(draws.generator(4, "step", 2, p, "caption").integers(4)) for p in range(12)}
+    drawn = {int(draws.generator(4, "step", 2, p, "caption").integers(8)) for p in range(12)}
     assert len(drawn) > 1
     for position in range(12):
-        number = int(draws.generator(4, "step", 2, position, "caption").integers(4))
+        number = int(draws.generator(4, "step", 2, position, "caption").integers(8))
         text = captions(source, int(stream.batch(2)[position]))[number]
         assert whole[2, position] == tokenizer.encode(text, 30).tolist()

@@ -23,11 +23,12 @@ from scholarch.config.load import parse_yaml, plain, to_yaml
 from scholarch.config.schema import settled
 from scholarch.data.loader import prepare_workers
 from scholarch.errors import EXIT_DONE, EXIT_INTERRUPTED, RunFailed, UserError
+from scholarch.models.alignment import AlignedBackbone
 from scholarch.registry.tracking import Status, Tracker, known_run, tracking_uri
 from scholarch.storage.local import lock, write_text
 from scholarch.storage.objects import is_s3
 from scholarch.storage.records import RECORDS_NAME, Record, append_record, keep_records, read_records
-from scholarch.training.assemble import build_trainer
+from scholarch.training.assemble import Loading, build_trainer
 from scholarch.training.distributed import World
 from scholarch.training.health import Health
 from scholarch.training.initial import STAGES
@@ -171,6 +172,8 @@ class Session:
             self._say(f"resumed from step {start} of {plan.address}")
         else:
             start = trainer.begin()
+        if recipe.data.features is not None:
+            self._keep_features(plan, trainer)
         outcome, finished = self._train(trainer, start)
         merges = plan.tokenizer.text() if plan.tokenizer else ""
         model = trained_model(recipe, trainer.learner, f"{plan.run.name}, step {finished}", merges)
@@ -184,6 +187,15 @@ class Session:
         return build_trainer(
             plan.local, plan.split.train, layout, self.world, plan.checkpoints, observers, plan.tokenizer
         )
+
+    def _keep_features(self, plan: Plan, trainer: Trainer) -> None:
+        from scholarch.training.kept_features import keep_features
+
+        backbone, loading = trainer.learner.student.backbone, trainer.loader
+        assert isinstance(backbone, AlignedBackbone)
+        assert isinstance(loading, Loading)
+        kept = keep_features(plan.recipe, plan.split.train, backbone, self.world, self._say)
+        loading.dataset.read_features(kept)
 
     def _progress(self, plan: Plan) -> Progress:
         return Progress(plan.run, plan.recipe.training.steps, self.world.size)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 MAY_CHANGE = (
     "training.micro_batch",
     "training.workers",
+    "data.features",
     "training.compile",
     "training.activation_checkpointing",
     "training.checkpoint_every",

@@ -63,6 +63,11 @@ class DataSection(Section):
     mean: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
     std: tuple[float, ...] | Literal["auto", "imagenet"] = "auto"
     holdout: float = Field(0.2, ge=0, lt=1, description="share of a labelled source kept for evaluation")
+    features: str | None = Field(
+        None,
+        description="of an aligned model: a folder or s3:// prefix where what its locked backbone makes of the "
+        "pictures is kept; computed before the first step where it is missing",
+    )
     evaluated: str | None = Field(
         None, description="of `sources`, the labelled one that gives it; null: the first by name"
     )

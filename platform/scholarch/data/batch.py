@@ -16,7 +16,7 @@ class MicroBatch:
 
     Attributes:
         views: crops by view, [V, b, C, H, W], normalised; as VIEW/teacher what teachers see instead; as
-            `caption` token ids [1, b, L] int64.
+            `caption` token ids [1, b, L] int64; [1, b, T, D] where features of pictures are read.
         masks: by name of the mask, [V, b, N] bool, True = masked.
         positions: places in the global batch, [b] int64; always on the host, where draws are made.
         sample_ids: numbers within the source (of a mixture: all data sets in a row) of the samples used,

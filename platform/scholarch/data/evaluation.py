@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from scholarch.data.decode import to_channels
 from scholarch.data.source import BrokenPicture, Source, expect
-from scholarch.data.views import EvaluationView, WholeView
+from scholarch.data.views import EvaluationView
 
 
 @dataclass
@@ -33,6 +34,19 @@ class EvaluationBatch:
     broken: list[str]
 
 
+class View(Protocol):
+    """What is made of each picture."""
+
+    @property
+    def channels(self) -> int:
+        """That a picture must have."""
+        ...
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """[C, H, W] as it was decoded to what a model is shown."""
+        ...
+
+
 def evaluation_batches(
     source: Source, indices: np.ndarray, view: EvaluationView, batch_size: int, threads: int | None = None
 ) -> Iterator[EvaluationBatch]:
@@ -48,7 +62,7 @@ def evaluation_batches(
 def viewed(
     source: Source,
     indices: np.ndarray,
-    view: EvaluationView | WholeView,
+    view: View,
     batch_size: int,
     threads: int | None = None,
 ) -> Iterator[tuple[list[int], list[Tensor | BrokenPicture]]]:

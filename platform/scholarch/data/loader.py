@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from scholarch import draws
 from scholarch.config.views import CAPTION
 from scholarch.data.batch import MicroBatch
-from scholarch.data.decode import to_channels
 from scholarch.data.source import BrokenPicture, Source, captions, expect, foresees
 from scholarch.data.stream import Stream, rank_positions
 from scholarch.data.tokenizer import Tokenizer
 from scholarch.data.views import MultiCrop
 from scholarch.errors import RunFailed, UserError
+
+if TYPE_CHECKING:  # what reads shards needs more than training on a folder does
+    from scholarch.data.kept_features import FeatureRows, KeptFeatures
 
 _TRIES = 10_000
 """Broken pictures in a row after which the data, not a picture, is at fault."""
@@ -60,12 +62,12 @@ class Cut:
     """What is made of a picture in the steps that are drawn for it.
 
     Attributes:
-        crops: cuts the views.
+        crops: cuts the views; or puts a picture's features in their row.
         masks: by the name that the micro-batch gives them.
         ratio: how often, relative to the other cuts.
     """
 
-    crops: MultiCrop
+    crops: MultiCrop | FeatureRows
     masks: Mapping[str, ViewMask] = field(default_factory=dict)
     ratio: float = 1.0
 
@@ -89,7 +91,7 @@ class StreamDataset(Dataset[MicroBatch]):
     A picture that cannot be used is replaced by the next good one of its data set, and named.
 
     Args:
-        source: the pictures; as many as the stream has samples.
+        source: the pictures; as many as the stream has samples. Names and captions are its in any case.
         stream: which sample stands where; its seed is the seed of crops too.
         cuts: what is made of them; with several, one is drawn for each step, the same on every rank.
         captioning: None: no captions are read. Of several of a picture one is drawn each time.
@@ -101,8 +103,13 @@ class StreamDataset(Dataset[MicroBatch]):
         if len(source) != stream.samples:
             raise ValueError(f"the source has {len(source)} pictures, the stream {stream.samples} samples")
         self.source, self.stream, self.cuts = source, stream, cuts
+        self.seen: Source | KeptFeatures = source
         self.captioning = captioning
         self.ratios = np.cumsum([cut.ratio for cut in cuts])
+
+    def read_features(self, kept: KeptFeatures) -> None:
+        """From now on pictures are read as what a locked backbone made of them."""
+        self.seen, self.cuts = kept, (Cut(kept.rows()),)
 
     def cut(self, step: int) -> Cut:
         """The cut of a step, a function of the seed and the step."""
@@ -120,7 +127,7 @@ class StreamDataset(Dataset[MicroBatch]):
         broken: list[str] = []
         upscaled = 0
         for row, position in enumerate(positions.tolist()):
-            ids[row], picture = self._read(int(ids[row]), cut.crops.channels, broken)
+            ids[row], picture = self._read(int(ids[row]), cut.crops, broken)
             upscaled += min(picture.shape[1:]) < cut.crops.largest
             cut.crops.fill(views, row, picture, self.stream.seed, step, position)
         if self.captioning is not None:
@@ -144,13 +151,13 @@ class StreamDataset(Dataset[MicroBatch]):
         ids: np.ndarray = self.stream.ids(step, first, int(positions[-1]) + 1)[positions - first]
         return ids
 
-    def _read(self, index: int, channels: int, broken: list[str]) -> tuple[int, Tensor]:
+    def _read(self, index: int, crops: MultiCrop | FeatureRows, broken: list[str]) -> tuple[int, Tensor]:
         """The picture at `index` or the next good one, and its number."""
         before = len(broken)
         for candidate in islice(self.stream.ring(index), _TRIES):
             try:
-                picture = self.source.read(candidate)
-                return candidate, to_channels(picture, channels, self.source.name(candidate))
+                picture = self.seen.read(candidate)
+                return candidate, crops.fitting(picture, self.source.name(candidate))
             except BrokenPicture as problem:
                 broken.append(str(problem))
         raise RuntimeError(f"{len(broken) - before} pictures in a row cannot be used; the last: {broken[-1]}")
@@ -165,6 +172,7 @@ class StreamDataset(Dataset[MicroBatch]):
         return rows
 
     def _mask(self, mask: ViewMask, cut: Cut, step: int, positions: np.ndarray) -> Tensor:
+        assert isinstance(cut.crops, MultiCrop)  # what features are kept of has no masks
         crops, batch = cut.crops.views[mask.view].crops, self.stream.global_batch
         drawn = torch.empty(crops, len(positions), mask.grid[0] * mask.grid[1], dtype=torch.bool)
         for view in range(crops):
@@ -277,7 +285,7 @@ class _Foreseen(Dataset[MicroBatch | _Stopped]):
 
     def __getitem__(self, number: int) -> MicroBatch | _Stopped:
         try:
-            if foresees(self.dataset.source):
+            if foresees(self.dataset.seen):
                 self._tell(number)
             return self.dataset[self.keys[number]]
         except (UserError, RunFailed) as error:
@@ -295,7 +303,7 @@ class _Foreseen(Dataset[MicroBatch | _Stopped]):
             if self.next >= len(self.keys) or sum(self.told) >= _TOLD:
                 break
             ids = self.dataset.due(*self.keys[self.next])
-            expect(self.dataset.source, ids, afresh=afresh)
+            expect(self.dataset.seen, ids, afresh=afresh)
             afresh = False
             self.told.append(len(ids))
             self.next += turns

@@ -62,6 +62,20 @@ class Lineage(_Part):
     plan: str
 
 
+class FeaturesPart(_Part):
+    """What the samples are, where they are no pictures: tokens of a locked backbone.
+
+    Attributes:
+        tokens: T, of each picture: CLS, registers, patches.
+        width: D.
+        dtype: torch's name of their numbers.
+    """
+
+    tokens: int
+    width: int
+    dtype: Literal["float32", "bfloat16", "float64"]
+
+
 class Manifest(_Part):
     """The data set as a whole.
 
@@ -76,6 +90,7 @@ class Manifest(_Part):
         shards: in order of their samples.
         index, names: the other files.
         captions: None without.
+        features: None: the samples are pictures.
     """
 
     format: Literal["scholarch-shards-1"] = "scholarch-shards-1"
@@ -90,6 +105,7 @@ class Manifest(_Part):
     index: FilePart
     names: FilePart
     captions: FilePart | None = None
+    features: FeaturesPart | None = None
     shards: tuple[ShardPart, ...]
 
     @property

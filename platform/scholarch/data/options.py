@@ -110,6 +110,14 @@ class ViewOptions:
         if self.teacher_distortions == "none":
             raise ValueError("give teacher_size or teacher_distortions, not both")
 
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing is drawn: one crop, the whole of a square picture or the middle of another one."""
+        chances = (*self.each("jitter"), *self.each("grey"), *self.each("blur"), *self.each("solarise"))
+        plain = self.distortions == "none" or not any(chances)
+        whole = self.scale == (1.0, 1.0) and self.ratio[0] == self.ratio[1] and self.flip == 0
+        return self.crops == 1 and plain and whole
+
     def as_teachers_see(self) -> ViewOptions:
         """The view at the size of teachers."""
         return self if self.teacher_size is None else replace(self, size=self.teacher_size, teacher_size=None)
@@ -129,7 +137,7 @@ class ViewOptions:
         """Crops of each picture; 1 when `count` is left open."""
         return 1 if self.count is None else self.count
 
-    def each(self, name: Literal["blur", "solarise"]) -> tuple[float, ...]:
+    def each(self, name: Literal["jitter", "grey", "blur", "solarise"]) -> tuple[float, ...]:
         """The probability called `name`, for each crop."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * self.crops

@@ -40,10 +40,11 @@ class ShardSource:
         objects: where manifest and shards lie.
         labels: `none` leaves the packed labels out, `folders` asks for them.
         cache: None: the machine's, for data in S3; a folder needs none.
+        features: the samples are to be tokens of a backbone (scholarch.data.kept_features), not pictures.
 
     Raises:
-        UserError: if there is no manifest, a shard is missing or has another size, or labels are asked
-            for and there are none.
+        UserError: if there is no manifest, a shard is missing or has another size, labels are asked for and
+            there are none, or the samples are of the other kind.
         Unreachable: if the store does not answer.
     """
 
@@ -53,6 +54,8 @@ class ShardSource:
         labels: Labels = "auto",
         cache: Cache | None = None,
         manifest: Manifest | None = None,
+        *,
+        features: bool = False,
     ) -> None:
         self.objects = objects
         manifest = manifest or read_manifest(objects)
@@ -61,6 +64,12 @@ class ShardSource:
                 f"holds no packed pictures: {MANIFEST} is missing",
                 where=objects.address,
                 fix="pack them with `scholarch pack SOURCE TARGET`; one that was cut short goes on by the same command",
+            )
+        if (manifest.features is not None) != features:
+            raise UserError(
+                f"holds {'pictures' if features else 'features of a backbone'}",
+                where=objects.address,
+                fix="name pictures as data=, and an empty or new place as data.features=",
             )
         self.manifest = manifest
         _check_sizes(objects, manifest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
 
-def expect(source: Source, indices: np.ndarray, *, afresh: bool = False) -> None:
+def expect(source: Any, indices: np.ndarray, *, afresh: bool = False) -> None:
     """Tells a source, where it cares, which pictures will be read next, in order.
 
     Args:
@@ -69,10 +69,10 @@ def expect(source: Source, indices: np.ndarray, *, afresh: bool = False) -> None
         afresh: what was told before no longer holds.
     """
     if foresees(source):
-        source.expect(indices, afresh=afresh)  # type: ignore[attr-defined]
+        source.expect(indices, afresh=afresh)
 
 
-def foresees(source: Source) -> bool:
+def foresees(source: Any) -> bool:
     """Whether a source makes use of `expect`: it then says so by a property of this name."""
     return bool(getattr(source, "foresees", False))
 

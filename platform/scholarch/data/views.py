@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from scholarch import draws
+from scholarch.data.decode import to_channels
 from scholarch.data.distort import (
     DISTORTION_DRAWS,
     GEOMETRY_DRAWS,
@@ -122,6 +123,10 @@ class MultiCrop:
     def channels(self) -> int:
         """Channels that a picture must have."""
         return self._normalise.channels
+
+    def fitting(self, picture: Tensor, name: str) -> Tensor:
+        """The picture in these channels; raises BrokenPicture with its name if it has none that fit."""
+        return to_channels(picture, self.channels, name)
 
     @property
     def largest(self) -> int:

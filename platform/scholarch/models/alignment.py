@@ -133,8 +133,9 @@ class VisionHead(nn.Module):
 class AlignedBackbone(Backbone):
     """Pictures and captions as features in one space; names of parameters are those of released dino.txt.
 
-    A group of views whose `images` are token ids [B, L] int64 holds captions. Pictures give `cls` [B, C],
-    `registers` and `patches` of the head; `image_embedding` makes [B, E] of them. Captions give `cls`
+    A group of views whose `images` are token ids [B, L] int64 holds captions; one whose `images` are
+    [B, T, D] holds pictures as `locked_tokens` made of them. Pictures give `cls` [B, C], `registers` and
+    `patches` of the head; `image_embedding` makes [B, E] of them. Captions give `cls`
     [B, E], `patches` [B, L, E] (every token), `prenorm` [B, L, width of the tower] and `scale`.
 
     The backbone stays in eval mode and gets no gradient.
@@ -210,20 +211,38 @@ class AlignedBackbone(Backbone):
         found = self.vision.intermediate_layers(images, layers, norm=norm)
         depth = len(self.blocks)
         if norm and wanted_layers(layers, depth)[-1] == depth - 1:
-            found[-1] = self._headed([found[-1]], [Views(images)], None)[0]
+            found[-1] = self._headed([_tokens(found[-1])], [Views(images)], None)[0]
         return found
 
-    def _pictures(self, views: list[Views], draws: Draws | None) -> list[Features]:
-        with torch.no_grad():
-            found = self.vision([group._replace(masks=None, predict=None) for group in views])
-        return self._headed(found, views, draws)
+    @property
+    def _registers(self) -> int:
+        return getattr(self.options.vision, "registers", 0)  # a ConvNeXt has none
 
-    def _headed(self, found: Sequence[Features], views: list[Views], draws: Draws | None) -> list[Features]:
-        tokens = [torch.cat([f.cls[:, None], f.registers, f.patches], dim=1) for f in found]
+    def locked_count(self, side: int) -> int:
+        """T of a square picture of so many pixels along a side."""
+        return 1 + self._registers + (side // self.patch) ** 2
+
+    @torch.no_grad()
+    def locked_tokens(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, T, D]: all that the locked backbone gives to the head.
+
+        Under FSDP2, name it to `register_fsdp_forward_method` first.
+        """
+        (found,) = self.vision([Views(images)])
+        return _tokens(found)
+
+    def _pictures(self, views: list[Views], draws: Draws | None) -> list[Features]:
+        shown = [group._replace(masks=None, predict=None) for group in views if group.images.dim() == 4]
+        with torch.no_grad():
+            seen = iter(self.vision(shown) if shown else [])
+        tokens = [_tokens(next(seen)) if group.images.dim() == 4 else group.images for group in views]
+        return self._headed(tokens, views, draws)
+
+    def _headed(self, tokens: list[Tensor], views: list[Views], draws: Draws | None) -> list[Features]:
         projected = self.visual_model["head"](tokens, views, draws)
+        registers = self._registers
         features = []
-        for before, after in zip(found, projected, strict=True):
-            registers = before.registers.shape[1]
+        for after in projected:
             cls, extra, patches = after.split([1, registers, after.shape[1] - 1 - registers], dim=1)
             features.append(Features(cls.squeeze(1), extra, patches, after))
         return features
@@ -235,6 +254,10 @@ class AlignedBackbone(Backbone):
         after = head["linear_projection"](before)
         scale = upcast(self.logit_scale).exp().squeeze(0)
         return Features(pooled(after, tokens), after[:, :0], after, before, scale)
+
+
+def _tokens(features: Features) -> Tensor:
+    return torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
 
 
 def image_embedding(cls: Tensor, patches: Tensor) -> Tensor:

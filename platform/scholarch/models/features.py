@@ -18,7 +18,8 @@ class Views(NamedTuple):
     """Pictures of one size that go through the backbone together.
 
     Attributes:
-        images: [B, C, H, W]; of captions [B, L] int64, their token ids.
+        images: [B, C, H, W]; of captions [B, L] int64, their token ids; [B, T, D] of pictures that a locked
+            backbone saw before (scholarch.models.alignment).
         masks: [B, N] bool, True = replaced by the mask token; None: nothing is masked.
         rows: [B] int64 on the host, global row of each picture (over all ranks and micro-batches), by
             which decisions about it are drawn; None: rows are 0..B-1.

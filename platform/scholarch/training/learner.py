@@ -26,7 +26,7 @@ class Pictures(Protocol):
     """What the learner reads of a micro-batch (scholarch.data.loader.MicroBatch)."""
 
     views: dict[str, Tensor]  # [V, b, C, H, W]; "VIEW/teacher" where teachers are shown something else;
-    # captions are a view too: token ids [1, b, L] int64
+    # captions are a view too: token ids [1, b, L] int64; kept features of a locked backbone [1, b, T, D]
     masks: dict[str, Tensor]  # [V, b, N], by view; "VIEW/predicted" where fewer are predicted
     positions: Tensor  # [b], on the host
     places: dict[str, Tensor]  # by mask [M]: its True places in flattened [V, b, N]; may be empty
@@ -168,9 +168,7 @@ class Learner(nn.Module):
         return replace(
             share_of(batch, bound, global_batch, step),
             grids={
-                name: _grid(self.student, images)
-                for name, images in batch.views.items()
-                if images.is_floating_point()
+                name: _grid(self.student, images) for name, images in batch.views.items() if images.dim() == 5
             },
             teacher_grids={
                 name: {
@@ -224,7 +222,7 @@ class Learner(nn.Module):
         views = [self._view(batch, share, name) for name in seen]
         features = dict(zip(seen, self.student.backbone(views, draws), strict=True))
         if not any(name.partition("/")[0] in self.teachers for name in values.observed):
-            pictures = {view: f for view, f in features.items() if view in share.grids}
+            pictures = {v: f for v, f in features.items() if batch.views[v].is_floating_point()}
             values.observed = {f"student/{view}": f.detached() for view, f in pictures.items()}
         return project(self.student, features, wanted, share)
 

@@ -100,6 +100,7 @@ def check(
     training = recipe.training
     rows = [
         ("data", _data_words(recipe, source)),
+        *_features_rows(recipe, source, student),
         ("views", "; or ".join(_views_words(views) for _, views in view_sets(recipe))),
         (
             "model",
@@ -323,6 +324,14 @@ def _frozen_rows(recipe: Recipe, teachers: Mapping[str, Network]) -> list[tuple[
             sizes = f"{_count(network.backbone)} parameters, heads {_count(network.heads)}"
             rows.append((f"teacher {name}", f"{teacher_model(recipe, name).kind}, {sizes}, frozen: {origin}"))
     return rows
+
+
+def _features_rows(recipe: Recipe, source: Source, student: Network) -> list[tuple[str, str]]:
+    if recipe.data.features is None:
+        return []
+    from scholarch.training.kept_features import check_features  # needs what reads shards
+
+    return [("features", check_features(recipe, source, student.backbone))]
 
 
 def _views_words(views: Mapping[str, ViewOptions]) -> str:

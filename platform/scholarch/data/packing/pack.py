@@ -21,7 +21,16 @@ import numpy as np
 
 from scholarch import __version__
 from scholarch.data.index import CAPTIONS, INDEX, MANIFEST, NAMES
-from scholarch.data.manifest import FilePart, Lineage, Manifest, Moments, ShardPart, read_manifest
+from scholarch.data.kept_features import BROKEN
+from scholarch.data.manifest import (
+    FeaturesPart,
+    FilePart,
+    Lineage,
+    Manifest,
+    Moments,
+    ShardPart,
+    read_manifest,
+)
 from scholarch.data.packing.listing import Input
 from scholarch.data.packing.shard import Packed, make_shard
 from scholarch.data.source import listing_fingerprint
@@ -44,12 +53,14 @@ class Job:
         target: where shards go.
         borders: the first picture of each shard, and the number of all.
         resize: the shorter side at most; None: files stay as they are.
+        features: what the samples are, where they are features of pictures.
     """
 
     source: Input
     target: Objects
     borders: tuple[int, ...]
     resize: int | None
+    features: FeaturesPart | None = None
 
     def digest(self) -> str:
         """Equal when the same shards will be made."""
@@ -98,7 +109,7 @@ def pack(
         if there.lineage.plan == job.digest():
             return there
         raise UserError("holds other packed pictures", where=target.address, fix="name another target")
-    finished = _finished(job)
+    finished = finished_shards(job)
     todo = [number for number in range(len(job.borders) - 1) if number not in finished]
     total = sum(job.borders[number + 1] - job.borders[number] for number in todo)
     done, broken = 0, sum(len(packed.broken) for packed in finished.values())
@@ -115,10 +126,10 @@ def pack(
         command=command,
         plan=job.digest(),
     )
-    return _finish(job, [finished[number] for number in sorted(finished)], lineage)
+    return finish(job, [finished[number] for number in sorted(finished)], lineage)
 
 
-def _finished(job: Job) -> dict[int, Packed]:
+def finished_shards(job: Job) -> dict[int, Packed]:
     """The shards that a former call has finished."""
     plan = {"digest": job.digest(), "shards": len(job.borders) - 1}
     there = {entry.name: entry.bytes for entry in job.target.entries()}
@@ -161,11 +172,14 @@ def _begin(job: Job) -> None:
 
 def _carry_out(number: int) -> tuple[int, Packed]:
     assert _job is not None
-    return number, _pack_one(_job, number)
+    return number, pack_shard(_job, number)
 
 
-def _pack_one(job: Job, number: int) -> Packed:
-    content, packed = make_shard(job.source, job.borders[number], job.borders[number + 1], job.resize)
+def pack_shard(job: Job, number: int) -> Packed:
+    """Makes a shard and writes it, and behind it what the index needs of it."""
+    for_broken = None if job.features is None else BROKEN
+    start, stop = job.borders[number : number + 2]
+    content, packed = make_shard(job.source, start, stop, job.resize, for_broken)
     job.target.write(shard_name(number), content)
     job.target.write(_state_name(number), packed.to_bytes())
     return packed
@@ -174,7 +188,7 @@ def _pack_one(job: Job, number: int) -> Packed:
 def _carried_out(job: Job, todo: Sequence[int], workers: int) -> Iterator[tuple[int, Packed]]:
     if workers <= 1 or len(todo) <= 1:
         for number in todo:
-            yield number, _pack_one(job, number)
+            yield number, pack_shard(job, number)
         return
     with _pool(job, min(workers, len(todo))) as pool:
         for future in as_completed([pool.submit(_carry_out, number) for number in todo]):
@@ -192,7 +206,7 @@ def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
+def finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
     """Writes index and names, the manifest last, and clears what was kept to resume."""
     kept = [(number, part) for number, part in enumerate(parts) if len(part.records)]
     broken = [entry for part in parts for entry in part.broken]
@@ -225,6 +239,7 @@ def _finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
         index=_written(job.target, INDEX, file.getvalue()),
         names=_written(job.target, NAMES, names),
         captions=_captions(job, kept),
+        features=job.features,
         shards=tuple(
             ShardPart(name=shard_name(number), bytes=p.size, sha256=p.sha256, samples=len(p.records))
             for number, p in kept

@@ -101,10 +101,15 @@ class Packed:
         self.sides[int(min(pixels.shape[1:]))] += 1
 
 
-def make_shard(source: Input, start: int, stop: int, resize: int | None) -> tuple[bytes, Packed]:
+def make_shard(
+    source: Input, start: int, stop: int, resize: int | None, for_broken: bytes | None = None
+) -> tuple[bytes, Packed]:
     """The archive of the pictures numbered start..stop-1, without the broken ones.
 
     The same pictures make the same bytes: times and owners are left out.
+
+    Args:
+        for_broken: what stands in the place of each broken one, where samples are features of pictures.
     """
     archive, packed, rows, names, kept = io.BytesIO(), Packed(), [], [], []
     labels, name_end = source.listing.labels, 0
@@ -113,10 +118,13 @@ def make_shard(source: Input, start: int, stop: int, resize: int | None) -> tupl
             if isinstance(file, BrokenPicture):
                 raise file
             data = file if resize is None else resized(file, resize)
-            packed.add(data, name)
+            if for_broken is None:
+                packed.add(data, name)
         except BrokenPicture as broken:
             packed.broken.append(str(broken))
-            continue
+            if for_broken is None:
+                continue
+            data = for_broken
         header = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
         header.size = len(data)
         archive.write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))

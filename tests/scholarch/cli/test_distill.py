@@ -91,8 +91,9 @@ def test_vision_transformers_end_as_runs_and_go_on_where_they_were_cut_off(tmp_p
     assert {path: after[path] for path in before} == before
     assert len(curve(tmp_path, "added")) == STEPS
 
-    # One whose folder is gone begins anew, and comes to where it was.
+    # One whose folder is gone begins anew, and comes to where it was; another one that is not done either stays so.
     shutil.rmtree(tmp_path / "run/students/vitb16")
+    shutil.rmtree(tmp_path / "run/students/vits16/export")
     before = _files(tmp_path / "run/students")
     assert run_ranks(1, run, tmp_path, "", [], True, ["vitb16"]) == [EXIT_DONE]
     after = _files(tmp_path / "run/students")

@@ -28,7 +28,7 @@ from scholarch.data.packing.listing import File, Listing
 from scholarch.data.packing.pack import Job, finish, finished_shards, pack_shard
 from scholarch.data.source import BrokenPicture, Source
 from scholarch.data.views import MultiCrop
-from scholarch.errors import UserError
+from scholarch.errors import RunFailed, UserError
 from scholarch.models.alignment import AlignedBackbone
 from scholarch.models.features import Backbone
 from scholarch.storage.local import check_free, readable_size
@@ -178,7 +178,11 @@ def _compute(
 
 
 def _finish(job: Job, recipe: Recipe) -> None:
+    if read_manifest(job.target) is not None:  # another run with the same backbone was first
+        return
     parts = finished_shards(job)
+    if len(parts) != len(job.borders) - 1:  # numbers would no longer be those of the pictures
+        raise RunFailed(f"{job.target.address} lost shards while they were written; resume the run")
     packed = [parts[number] for number in sorted(parts)]
     broken = [entry for part in packed for entry in part.broken]
     if len(broken) == sum(len(part.records) for part in packed):

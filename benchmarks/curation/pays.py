@@ -39,11 +39,17 @@ ARMS = {
 }
 PICTURES = 600
 """That each backbone is trained on."""
-STEPS, BATCH = 300, 32
+STEPS, BATCH = 500, 64
+EVALUATED = 3000
+"""Pictures whose digit is asked for, and as many whose digit is known."""
 HEAD, TAIL = 1600, 0.7
 """Of digit d the pool has 1600 x 0.7^d different pictures."""
 COPIED, COPIES = 0.3, 30
 """Share of the pictures that have copies, and the most copies; their number falls as a power law."""
+SHEETS = 25_000
+"""Pictures of no digit, which make up most of the pool, as what nobody looks for does on the web."""
+NO_DIGIT = 10
+"""Their folder."""
 QUALITIES = (20, 61)
 """Of JPEG, in which a copy is kept: at least, and below."""
 THRESHOLD = 0.99
@@ -75,6 +81,14 @@ def written(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture.transform((SIDE, SIDE), Image.Transform.AFFINE, values, Image.Resampling.BICUBIC)
 
 
+def ruled(rng: np.random.Generator) -> Image.Image:
+    """A sheet with lines and nothing written: bright, of one kind, none like another to the pixel."""
+    rows = np.arange(SIDE) + rng.uniform(0, 8)
+    lines = rng.uniform(120, 160) * (rows % 8 < 2)
+    values = np.repeat(lines[:, None], SIDE, axis=1) + rng.normal(0, 6, (SIDE, SIDE))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
 def make(work: Path) -> None:
     """`pool` and `even` of one half of the digits; `evaluation`, of the other half, as many of each for both splits."""
     if (work / "made").exists():
@@ -93,9 +107,16 @@ def make(work: Path) -> None:
         for turn in range(PICTURES // 10):
             picture = written(picture_of(numbers[int(rng.integers(len(numbers)))]), rng)
             picture.save(work / "even" / str(digit) / f"{turn:05d}.png")
-        for turn, number in enumerate(half_of(digit, 1)[:86]):
-            split = ("train", "val")[turn % 2]
-            picture_of(number).save(work / "evaluation" / split / str(digit) / f"{number:05d}.png")
+        numbers, rng = half_of(digit, 1), np.random.default_rng(1000 + digit)
+        for first, split in enumerate(("train", "val")):  # no digit is in both
+            own = numbers[first::2]
+            for turn in range(EVALUATED // 10):
+                picture = written(picture_of(own[turn % len(own)]), rng)
+                picture.save(work / "evaluation" / split / str(digit) / f"{turn:05d}.png")
+    rng = np.random.default_rng(NO_DIGIT)
+    (work / "pool" / str(NO_DIGIT)).mkdir(exist_ok=True)
+    for turn in range(SHEETS):
+        ruled(rng).save(work / "pool" / str(NO_DIGIT) / f"{turn:05d}.png")
     (work / "made").touch()
 
 
@@ -113,22 +134,32 @@ def measured(work: Path, run: Path) -> float:
 def chosen(found: Outcome) -> tuple[np.ndarray, Figures]:
     """Pictures of each digit in a sample, and what can be said of it."""
     rows = found.chosen["sample"]
-    names = names_of(found, rows)
+    names = [name for name in names_of(found, rows) if name[0] != NO_DIGIT]
     counts = np.bincount([digit for digit, _, _ in names], minlength=10)
     told = balance(counts)
     different = len({(digit, origin) for digit, origin, _ in names})
-    return counts, {"entropy": told.entropy, "divergence": told.divergence, "different": different}
+    return counts, {
+        "digits": len(names),
+        "entropy": told.entropy,
+        "divergence": told.divergence,
+        "different": different,
+    }
 
 
 def deduplicated(found: Outcome) -> Figures:
     """How right the deduplication was: of the dropped pictures, and of those that should have been."""
-    names = names_of(found, range(len(found.rows)))
+    everything = names_of(found, range(len(found.rows)))
+    names = [name for name in everything if name[0] != NO_DIGIT]
     first: dict[tuple[int, str], int] = {}
     copy = np.array([first.setdefault(name[:2], row) != row for row, name in enumerate(names)])
-    kept = np.zeros(len(names), bool)
-    kept[found.chosen["deduplicated"]] = True
+    stayed = np.zeros(len(everything), bool)
+    stayed[found.chosen["deduplicated"]] = True
+    digits = np.array([name[0] != NO_DIGIT for name in everything])
+    kept = stayed[digits]
     left = {name[:2] for name, stays in zip(names, kept, strict=True) if stays}
     return {
+        "sheets": int((~digits).sum()),
+        "sheets left": int(stayed[~digits].sum()),
         "pictures": len(names),
         "copies": int(copy.sum()),
         "left": int(kept.sum()),
@@ -204,12 +235,13 @@ def text(data: dict[str, Any]) -> list[str]:
     heads = " | ".join(f"seed {seed}" for seed in seeds)
     return [
         (
-            f"A pool of {dropped['pictures']:,} pictures, {dropped['copies']:,} of them copies of {COPIED:.0%} of the "
+            f"A pool of {dropped['sheets']:,} ruled sheets without a digit and {dropped['pictures']:,} pictures of "
+            f"digits, {dropped['copies']:,} of them copies of {COPIED:.0%} of the "
             f"others, up to {COPIES} of one, recompressed (JPEG of quality {QUALITIES[0]} to {QUALITIES[1] - 1}); the "
             f"{dropped['different pictures']:,} different ones are handwritten digits, turned and slanted at random, "
             f"of digit d {HEAD:,} x {TAIL}^d. {PICTURES} pictures train each backbone, by demo/digits with {STEPS} "
-            f"steps of {BATCH}, without labels. k-NN is on 430 pictures of the half of the digits that no backbone "
-            "and no curation has seen, by the labels of 430 others of them, as many of each digit."
+            f"steps of {BATCH}, without labels. k-NN is on {EVALUATED:,} pictures of the half of the digits that no "
+            f"backbone and no curation has seen, by the labels of {EVALUATED:,} of other digits of it, as many of each."
         ),
         "",
         f"| k-NN accuracy | {heads} | mean |",
@@ -224,17 +256,19 @@ def text(data: dict[str, Any]) -> list[str]:
             f"(seed 1000): {data['embedding model']:.3f}."
         ),
         "",
-        f"| of {PICTURES} | different pictures | entropy over digits (ln 10 = 2.303) | of each digit, 0 to 9 |",
-        "|---|---|---|---|",
+        f"| of {PICTURES} | digits | different digits | entropy over digits (ln 10 = 2.303) | of each digit, 0 to 9 |",
+        "|---|---|---|---|---|",
         *(
-            f"| {arm} | {statistics.mean(one['different'] for one in data['samples'][arm]):.0f} "
+            f"| {arm} | {statistics.mean(one['digits'] for one in data['samples'][arm]):.0f} "
+            f"| {statistics.mean(one['different'] for one in data['samples'][arm]):.0f} "
             f"| {statistics.mean(one['entropy'] for one in data['samples'][arm]):.3f} "
             f"| {', '.join(f'{count:.0f}' for count in data['digits'][arm])} |"
             for arm in ("raw", "curated")
         ),
         "",
         (
-            f"Deduplication above {THRESHOLD} left {dropped['left']:,} of {dropped['pictures']:,} pictures, "
+            f"Deduplication above {THRESHOLD} left {dropped['sheets left']:,} of {dropped['sheets']:,} sheets and "
+            f"{dropped['left']:,} of {dropped['pictures']:,} pictures of digits, "
             f"{dropped['different pictures left']:,} different ones of {dropped['different pictures']:,}."
         ),
     ]

@@ -34,7 +34,7 @@ ROOT = HERE.parents[2]
 NAME = "distillation_digits"
 PICTURE = ROOT / "docs" / "pictures" / f"{NAME}.png"
 STUDENTS = ("vit", "convnext")
-STEPS, TRIED = 150, 30
+STEPS, TRIED = 300, 30
 """Of the students, and of the short runs that say what a step of a network by itself costs."""
 MORE = 1.1
 """That a network by itself gets, since a step's seconds differ by as much between runs on a busy machine."""

@@ -45,9 +45,6 @@ class KeptFeatures:
         self.shards = ShardSource(objects, "none", manifest=manifest, features=True)
         self.view, self.what = view, manifest.features
 
-    def __len__(self) -> int:
-        return len(self.shards)
-
     def read(self, index: int) -> Tensor:
         """[T, D] of a picture, in the dtype that they were computed in.
 

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from scholarch import __version__
 from scholarch.config.schema import Recipe, settled
 from scholarch.data.evaluation import viewed
 from scholarch.data.kept_features import KeptFeatures, to_bytes
-from scholarch.data.manifest import FeaturesPart, Lineage, read_manifest
+from scholarch.data.manifest import FeaturesPart, read_manifest
 from scholarch.data.options import ViewOptions
 from scholarch.data.packing.listing import File, Listing
-from scholarch.data.packing.pack import Job, finish, finished_shards, pack_shard
+from scholarch.data.packing.pack import Job, borders, finish, finished_shards, pack_shard
 from scholarch.data.source import BrokenPicture, Source
 from scholarch.data.views import MultiCrop
 from scholarch.errors import RunFailed, UserError
@@ -190,14 +189,7 @@ def _finish(job: Job, recipe: Recipe) -> None:
             f"none of the {len(broken)} pictures can be used: {'; '.join(broken[:3])}",
             where=recipe.data.where,
         )
-    lineage = Lineage(
-        source=recipe.data.where,
-        packed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        scholarch=__version__,
-        command=f"data.features={recipe.data.features} of {_origin(recipe)}",
-        plan=job.digest(),
-    )
-    finish(job, packed, lineage)
+    finish(job, packed, recipe.data.where, f"data.features={recipe.data.features} of {_origin(recipe)}")
 
 
 def _origin(recipe: Recipe) -> str:
@@ -209,7 +201,6 @@ class _Look:
     """Pictures as the backbone sees them: an input that shards are made of.
 
     Attributes:
-        at_once: samples of a shard.
         passes: times that the backbone has run since all ranks had run it equally often.
     """
 
@@ -229,7 +220,6 @@ class _Look:
             tokens=nothing.shape[1], width=nothing.shape[2], dtype=str(nothing.dtype).removeprefix("torch.")
         )
         each = nothing[0].numel() * nothing.element_size()
-        self.at_once = max(SHARD_BYTES // each, 1)
         count = len(source)
         self.listing = Listing(
             [f"{number:09d}".encode() for number in range(count)], [each] * count, None, None
@@ -237,8 +227,7 @@ class _Look:
 
     def job(self, target: Objects) -> Job:
         """What is to be written."""
-        borders = (*range(0, len(self.source), self.at_once), len(self.source))
-        return Job(self, target, borders, None, self.what)
+        return Job(self, target, borders(self.listing.sizes, SHARD_BYTES), None, self.what)
 
     def __call__(self, picture: Tensor) -> Tensor:
         """The view of a picture, [C, S, S]."""

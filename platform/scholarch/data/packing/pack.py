@@ -119,14 +119,7 @@ def pack(
         broken += len(packed.broken)
         if progress is not None:
             progress(done, total, broken)
-    lineage = Lineage(
-        source=address,
-        packed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        scholarch=__version__,
-        command=command,
-        plan=job.digest(),
-    )
-    return finish(job, [finished[number] for number in sorted(finished)], lineage)
+    return finish(job, [finished[number] for number in sorted(finished)], address, command)
 
 
 def finished_shards(job: Job) -> dict[int, Packed]:
@@ -206,14 +199,14 @@ def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
+def finish(job: Job, parts: list[Packed], address: str, command: str) -> Manifest:
     """Writes index and names, the manifest last, and clears what was kept to resume."""
     kept = [(number, part) for number, part in enumerate(parts) if len(part.records)]
     broken = [entry for part in parts for entry in part.broken]
     if not kept:
         raise UserError(
             f"none of the {len(broken)} pictures can be used: {'; '.join(broken[:3])}",
-            where=lineage.source,
+            where=address,
             fix="name pictures that can be read",
         )
     names = b"".join(part.names for _, part in kept)
@@ -235,7 +228,13 @@ def finish(job: Job, parts: list[Packed], lineage: Lineage) -> Manifest:
         moments=_moments(parts),
         shorter_sides=dict(sorted(sum((part.sides for part in parts), Counter[int]()).items())),
         broken=tuple(broken),
-        lineage=lineage,
+        lineage=Lineage(
+            source=address,
+            packed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            scholarch=__version__,
+            command=command,
+            plan=job.digest(),
+        ),
         index=_written(job.target, INDEX, file.getvalue()),
         names=_written(job.target, NAMES, names),
         captions=_captions(job, kept),

@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from scholarch.cli.sources import open_model
 from scholarch.data.shapes import COUNTS, SIDE, ShapesSource
 from scholarch.data.views import WholeView
-from scholarch.data.words import Words, patch_cosines
-from scholarch.models.features import Views
+from scholarch.data.words import Words
 from scholarch.registry.backbone import assemble
 from scholarch.report.pictures import GAP, PIXELS, Canvas
 from scholarch.report.theme import LIGHT
 
 UNSEEN = ShapesSource(kept_apart=True)
 THINGS = ("large", "small")
-_AT_ONCE = 64
+WINDOW = 18
+"""Pixels: three patches, more than a small thing and less than a large one."""
 
 
 def phrases(index: int) -> list[str]:
@@ -31,29 +31,21 @@ def phrases(index: int) -> list[str]:
     return [f"a {thing.words}" for thing in UNSEEN.things(index)]
 
 
-@torch.inference_mode()
 def heat(run: Path, indices: Sequence[int]) -> np.ndarray:
-    """[B, 2, h, w] cosines of the patches with the phrase of each thing, as `scholarch inspect --text` has them."""
+    """[B, 2, h, w] how well windows fit the phrase of each thing, as `scholarch inspect --text --window` draws it."""
     model = open_model(str(run))
     seen = model.preprocessing
     backbone = assemble(model.options, model.weights, seen.merges).float()
     words, view = Words(backbone), WholeView(SIDE, backbone.patch, seen.mean, seen.std)
-    found = []
-    for start in range(0, len(indices), _AT_ONCE):
-        part = indices[start : start + _AT_ONCE]
-        pictures = torch.stack([view(UNSEEN.read(index)) for index in part])
-        (features,) = backbone([Views(pictures)])
-        texts = words.texts([text for index in part for text in phrases(index)]).view(len(part), 2, -1)
-        cosines = [patch_cosines(*pair).T for pair in zip(features.patches, texts, strict=True)]
-        found.append(torch.stack(cosines).view(len(part), 2, *backbone.grid(pictures)))
-    return torch.cat(found).numpy()
+    maps = [words.where_by_windows(view(UNSEEN.read(i)), phrases(i), WINDOW) for i in indices]
+    return torch.stack(maps).numpy()
 
 
 def pointing(run: Path) -> dict[str, float]:
     """Over all pictures of unseen combinations, for the phrase of the large thing and of the small one.
 
-    `points_at`: the patch of the largest cosine shows the thing; `chance`: the share of patches that show it.
-    `not_at_the_other`: the largest cosine on the thing exceeds the largest on the other one; chance is a half.
+    `points_at`: the patch of the largest value shows the thing; `chance`: the share of patches that show it.
+    `not_at_the_other`: the largest value on the thing exceeds the largest on the other one; chance is a half.
     """
     maps = heat(run, range(COUNTS[True]))
     found = {}

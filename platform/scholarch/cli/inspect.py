@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw where the picture shows it; may be given several times (aligned models only)",
     )
     parser.add_argument(
+        "--window",
+        type=int,
+        metavar="PIXELS",
+        help="look for phrases in a window around each patch, by itself, and not in patch tokens: slower, and truer "
+        "where tokens hold much of what is beside them; pixels of the first size",
+    )
+    parser.add_argument(
         "--sizes",
         metavar="A,B,...",
         help="pixels of the shorter side, multiples of the patch (default: the model's size, twice and three "
@@ -70,17 +77,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(str(broken), where=str(path), fix="give another picture") from None
     height, width = picture.shape[1:]
     point = _point(arguments.point, width, height)
+    sizes = _sizes(arguments.sizes, model.options.patch, seen.size)
+    _check_window(arguments.window, sizes[0], arguments.text)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = assemble(model.options, model.weights, seen.merges).float().to(device)
     found = inspect_picture(
         backbone,
         picture,
-        sizes=_sizes(arguments.sizes, backbone.patch, seen.size),
+        sizes=sizes,
         mean=seen.mean,
         std=seen.std,
         point=point,
         threshold=arguments.threshold,
         texts=list(dict.fromkeys(arguments.text)),
+        window=arguments.window,
     )
     content = Content(
         title=path.name,
@@ -119,6 +129,19 @@ def _point(text: str | None, width: int, height: int) -> tuple[float, float]:
     if len(numbers) != 2 or not (0 <= numbers[0] < width and 0 <= numbers[1] < height):
         raise UserError(f"{text} is no pixel of this picture", where="--point", fix=fix)
     return numbers[0] / width, numbers[1] / height
+
+
+def _check_window(window: int | None, size: int, texts: list[str]) -> None:
+    from scholarch.errors import UserError
+
+    if window is None:
+        return
+    if not texts:
+        raise UserError("nothing is looked for in the windows", where="--window", fix="add --text PHRASE")
+    if not 1 <= window <= size:
+        raise UserError(
+            f"a window of {window} pixels in a picture of {size}", where="--window", fix=f"give 1 to {size}"
+        )
 
 
 def _sizes(text: str | None, patch: int, size: int) -> list[int]:

@@ -1,12 +1,13 @@
 """Generated pictures with captions: a large coloured shape and a small one, each at a named place.
 
-A picture is 48 x 48 pixels of soft grey noise. Some combinations of colour and shape are kept apart: `shapes`
+A picture is 48 x 48 pixels with a dark ground. Some combinations of colour and shape are kept apart: `shapes`
 never shows a large one of them, and `shapes-unseen` shows no other. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,27 +18,35 @@ from scholarch.data.source import Labels, listing_fingerprint
 from scholarch.draws import generator
 
 SIDE, CELL = 48, 16
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 45, 45),
-    "green": (45, 185, 65),
-    "blue": (55, 85, 225),
-    "yellow": (235, 215, 50),
-    "purple": (160, 60, 195),
-    "white": (245, 245, 245),
+COLOURS = {
+    "red": (255, 80, 80),
+    "green": (30, 190, 60),
+    "blue": (90, 130, 255),
+    "yellow": (165, 145, 20),
+    "purple": (205, 80, 225),
+    "grey": (132, 132, 132),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-PLACES = (
-    "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-)  # fmt: skip
-LARGE, SMALL = 9.0, 5.0
+"""About equally bright: in grey, colours are not told apart, and what is left is shape."""
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
+PLACES = {
+    "top left": (0, 0), "top": (0, 1), "top right": (0, 2),
+    "left": (1, 0), "right": (1, 2),
+    "bottom left": (2, 0), "bottom": (2, 1), "bottom right": (2, 2),
+}  # fmt: skip
+"""Row and column of three."""
+APART = tuple(
+    (one, two)
+    for (one, a), (two, b) in product(PLACES.items(), repeat=2)
+    if max(abs(a[0] - b[0]), abs(a[1] - b[1])) == 2
+)
+"""Places of the large thing and the small one: on different sides, so that neither hides the other."""
+LARGE, SMALL = 14.0, 6.0
 """Half of a shape's extent in pixels."""
 COUNTS = {False: 4096, True: 512}
 """Pictures of combinations that are seen, and of those that are not."""
-EVERY = 5
-"""One in so many combinations is kept apart, no two of one colour or shape next to one another."""
+EVERY = 6
+"""One in so many combinations is kept apart: one of each colour, and one of each shape."""
 
-_FINER = np.maximum(1 - abs(np.linspace(0, 6, SIDE)[:, None] - np.arange(7)), 0)
-"""[48, 7] linear interpolation between seven places."""
 _PIXELS = np.mgrid[:SIDE, :SIDE] + 0.5
 """[2, 48, 48] middle of each pixel."""
 
@@ -89,10 +98,10 @@ class ShapesSource:
         """The large one and the small one."""
         draws = self._draws(index, "things")
         colour, shape = self.pairs[index % len(self.pairs)]
-        first, second = draws.choice(len(PLACES), 2, replace=False).tolist()
+        first, second = APART[int(draws.integers(len(APART)))]
         others = [pair for pair in combinations(False) if colour != pair[0] and shape != pair[1]]
         other = others[int(draws.integers(len(others)))]
-        return Thing(colour, shape, PLACES[first], LARGE), Thing(*other, PLACES[second], SMALL)
+        return Thing(colour, shape, first, LARGE), Thing(*other, second, SMALL)
 
     def read(self, index: int) -> Tensor:
         return torch.from_numpy(self._painted(index)[0]).permute(2, 0, 1)
@@ -103,13 +112,12 @@ class ShapesSource:
 
     def _painted(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         draws = self._draws(index, "pixels")
-        ground = _FINER @ draws.uniform(50, 150, (7, 7)) @ _FINER.T
-        canvas = np.repeat(ground[..., None], 3, axis=2) + draws.normal(0, 6, (SIDE, SIDE, 3))
+        # One grey, and noise: a ground that tells pictures apart would be what self-supervision learns.
+        canvas = draws.uniform(20, 60) + draws.normal(0, 6, (SIDE, SIDE, 3))
         owner = np.zeros((SIDE, SIDE), dtype=np.int64)
         # The small one is painted first: what is named first is never hidden.
         for number, thing in reversed(list(enumerate(self.things(index), 1))):
-            row, column = divmod(PLACES.index(thing.place), 3)
-            centre = np.array([row, column]) * CELL + CELL / 2 + draws.uniform(-2, 2, 2)
+            centre = np.array(PLACES[thing.place]) * CELL + CELL / 2 + draws.uniform(-2, 2, 2)
             centre = centre.clip(thing.half, SIDE - thing.half)
             inside = _inside(thing.shape, *(_PIXELS - centre[:, None, None]) / thing.half)
             canvas[inside] = COLOURS[thing.colour] + draws.normal(0, 12, 3)
@@ -121,11 +129,11 @@ class ShapesSource:
         large, small = self.things(index)
         return (
             f"a large {large.words} in the {large.place} and a small {small.words} in the {small.place}",
-            f"a {large.words} at the {large.place}, a {small.words} at the {small.place}",
-            f"there is a {small.words} in the {small.place} and a big {large.words} in the {large.place}",
+            f"a little {small.words} at the {small.place}, a {large.words} at the {large.place}",
             f"a picture of a {large.words} with a little {small.words}",
             f"a {large.words}",
-            f"a {small.words}",
+            f"a small {small.words}",
+            f"a {large.shape} in the {large.place}",
             f"something {large.colour} in the {large.place}",
             f"a {large.shape} and a small {small.shape}",
         )
@@ -152,6 +160,8 @@ def _inside(shape: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return np.asarray(np.maximum(abs(rows), abs(columns)) <= 0.85)
     if shape == "triangle":
         return np.asarray((abs(rows) <= 0.9) & (abs(columns) <= (rows + 0.9) / 1.8))
+    if shape == "bar":
+        return np.asarray((abs(columns) <= 1) & (abs(rows) <= 0.4))
     if shape == "cross":
         tall, wide = abs(rows), abs(columns)
         return np.asarray((np.maximum(tall, wide) <= 1) & (np.minimum(tall, wide) <= 0.32))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from scholarch.data.tokenizer import Tokenizer
 from scholarch.errors import UserError
-from scholarch.models.alignment import AlignedBackbone, text_embedding
+from scholarch.models.alignment import AlignedBackbone, image_embedding, text_embedding
 from scholarch.models.features import Backbone, Views
 
 TEMPLATES = (
@@ -75,6 +75,39 @@ class Words:
         texts = [template.replace("{}", name) for name in names for template in templates]
         each = self.texts(texts).view(len(names), len(templates), -1)
         return F.normalize(each.mean(dim=1), dim=-1)
+
+    def where(self, patches: Tensor, texts: Sequence[str]) -> Tensor:
+        """[..., N, C] -> [..., n, N]: cosines of patches with each text, less those with an empty one.
+
+        Training compares texts with one another; what all of them share may point anywhere, and often does to the
+        ground (Li et al., "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks", 2023,
+        where an empty text stands for it too).
+        """
+        cosines = patch_cosines(patches, self.texts([*texts, ""]))
+        return (cosines[..., :-1] - cosines[..., -1:]).mT
+
+    @torch.no_grad()
+    def where_by_windows(self, picture: Tensor, texts: Sequence[str], window: int) -> Tensor:
+        """[C, H, W], normalised, whole patches -> [n, h, w]: as `where`, of a window around each patch by itself.
+
+        Each is enlarged to the shorter side and seen as a picture, so that it holds nothing of what is beside it, which
+        patch tokens do; for that, the backbone runs once for each patch. Beyond borders, their pixels go on.
+
+        Args:
+            window: its side in pixels.
+        """
+        patch, side, around = self.backbone.patch, min(picture.shape[1:]), window // 2
+        wider = F.pad(picture[None], (around,) * 4, mode="replicate")[0, :, patch // 2 :, patch // 2 :]
+        windows = wider.unfold(1, window, patch).unfold(2, window, patch)  # [C, h, w, window, window]
+        rows, columns = windows.shape[1:3]
+        each = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)
+        named, found = self.texts([*texts, ""]), []
+        for part in each.split(_AT_ONCE):
+            seen = F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False)
+            (features,) = self.backbone([Views(seen)])
+            found.append(image_embedding(features.cls, features.patches) @ named.T)
+        cosines = torch.cat(found).T.view(-1, rows, columns)
+        return cosines[:-1] - cosines[-1:]
 
     @property
     def scale(self) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scholarch.data.views import WholeView
-from scholarch.data.words import Words, patch_cosines
+from scholarch.data.words import Words
 from scholarch.models.features import Backbone, Views
 from scholarch.models.vit import VisionTransformer
 from scholarch.objectives.monitors import usual_norms
@@ -58,7 +58,7 @@ class Inspection:
         similarity: [h, w], cosines with that patch.
         threshold: norm above which a token is an outlier.
         outliers: [h, w] bool.
-        said: [h, w] by text, cosines of patches with it.
+        said: [h, w] by text, cosines of patches with it less those with an empty one.
     """
 
     scenes: Sequence[Scene]
@@ -97,6 +97,7 @@ def inspect_picture(
     point: tuple[float, float] = (0.5, 0.5),
     threshold: float | None = None,
     texts: Sequence[str] = (),
+    window: int | None = None,
 ) -> Inspection:
     """Runs the backbone, which is in evaluation mode, on a picture at several sizes.
 
@@ -107,6 +108,7 @@ def inspect_picture(
         threshold: norm above which a token is an outlier (150 for DINOv2 g/14, reference.md 9.9; it is
             another one for every model); None: 6 deviations above the median (`usual_norms`).
         texts: what is looked for in the picture; only an aligned backbone reads any.
+        window: pixels of the first size, around each patch, in which texts are looked for; None: in patch tokens.
 
     Raises:
         UserError: if there are texts and the backbone reads none.
@@ -130,18 +132,23 @@ def inspect_picture(
         similarity=similarity_to(first.patches, first.grid, (row, column)),
         threshold=limit,
         outliers=first.norms > limit,
-        said=said_where(backbone, first, texts) if texts else {},
+        said=said_where(backbone, first, texts, window) if texts else {},
     )
 
 
-def said_where(backbone: Backbone, seen: Scene, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """[h, w] cosines of the patches with each text.
+def said_where(
+    backbone: Backbone, seen: Scene, texts: Sequence[str], window: int | None
+) -> dict[str, np.ndarray]:
+    """[h, w] cosines with each text, less those with an empty one, of patches or of windows around them (`Words`).
 
     Raises:
         UserError: if the backbone reads no text.
     """
     words = Words(backbone)
-    maps = patch_cosines(seen.patches, words.texts(texts)).T.reshape(len(texts), *seen.grid)
+    if window is None:
+        maps = words.where(seen.patches, texts).reshape(len(texts), *seen.grid)
+    else:
+        maps = words.where_by_windows(seen.image, texts, window)
     return dict(zip(texts, maps.cpu().numpy(), strict=True))
 
 
@@ -172,7 +179,10 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     """What the figures do not say, for the page's table."""
     rows = [
         ("Sizes", ", ".join(f"{s.image.shape[2]} x {s.image.shape[1]}" for s in found.scenes)),
-        *((f"“{text}”", f"cosines {m.min():.3f} to {m.max():.3f}") for text, m in found.said.items()),
+        *(
+            (f"“{text}”", f"{m.min():+.3f} to {m.max():+.3f} against an empty text")
+            for text, m in found.said.items()
+        ),
         ("Compared with", f"patch in row {found.point[0]}, column {found.point[1]}"),
         (
             "Outlier tokens",
@@ -216,9 +226,9 @@ def sections(found: Inspection, mean: Sequence[float], std: Sequence[float]) -> 
             Section(
                 "text",
                 "Text",
-                "Cosine of every patch with "
+                "Cosine of every patch, or of the window around it, with "
                 + ", ".join(f"“{text}”" for text in found.said)
-                + ", in this order; "
+                + ", in this order, less that with an empty text; "
                 "each map is scaled to its own range.",
                 lambda theme: draw_heads(first.image, np.stack(list(found.said.values())), mean, std, theme),
             ),

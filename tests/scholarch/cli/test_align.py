@@ -91,9 +91,19 @@ def test_from_a_backbone_to_a_model_that_reads_texts(
     out = tmp_path / "seen"
     capsys.readouterr()
     where = [str(run), str(tmp_path / "picture.png"), "--out", str(out), "--sizes", "32"]
-    assert main(["inspect", *where, "--text", "a red square", "--text", "a ring"]) == 0
+    asked = [*where, "--text", "a red square", "--text", "a ring"]
+    assert main(["inspect", *asked]) == 0
     assert str(out / "text.png") in capsys.readouterr().out
     assert "“a red square”" in (out / "index.html").read_text()
+    by_tokens = (out / "text.png").read_bytes()
+    assert main(["inspect", *asked, "--window", "12"]) == 0
+    assert (out / "text.png").read_bytes() != by_tokens
+    for wrong, said in (
+        ([*asked, "--window", "33"], "give 1 to 32"),
+        ([*where, "--window", "12"], "--text PHRASE"),
+    ):
+        assert main(["inspect", *wrong]) == 2
+        assert said in capsys.readouterr().err
     gates_hold(str(run), str(tmp_path / "evaluated"))
 
 
@@ -102,7 +112,7 @@ def gates_hold(run: str, to: str) -> None:
     small = ["data.shapes.test=20", "size=32", "evaluations.text_segmentation=null"]
     assert main(["evaluate", run, "--suite", "text", "--to", to, *small]) == 0
     found = read_result(to)
-    assert found.metrics["zero_shot/chance"] == pytest.approx(1 / 30)
+    assert found.metrics["zero_shot/chance"] == pytest.approx(1 / 36)
     assert {"text_retrieval/picture_to_text/r1", "text_retrieval/text_to_picture/r10"} <= found.metrics.keys()
     suites = [{"name": "text", "data": {"shapes": found.data["shapes"].fingerprint}}]
 

@@ -13,7 +13,13 @@ from scholarch.data.words import TEMPLATES, Words, patch_cosines
 from scholarch.errors import UserError
 from scholarch.evaluation.words import TextSegmentationOptions, by_windows, recalls, windows
 from scholarch.models import build_backbone
-from scholarch.models.alignment import AlignedBackbone, AlignedOptions, VisionHeadOptions, text_embedding
+from scholarch.models.alignment import (
+    AlignedBackbone,
+    AlignedOptions,
+    VisionHeadOptions,
+    image_embedding,
+    text_embedding,
+)
 from scholarch.models.features import Views
 from scholarch.models.initialise import initialise
 from scholarch.models.text import TextOptions
@@ -85,6 +91,39 @@ def test_segmentation_by_one_window_and_by_several() -> None:
     torch.testing.assert_close(several[:, :, 16:], parts[1][:, :, 8:])
 
 
+def test_where_is_against_an_empty_text() -> None:
+    """In float64 NumPy, from the halves of texts that stand for patches."""
+    words, patches = Words(model()), torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    ring, circle, empty = (row[16:].double().numpy() for row in words.texts(["a ring", "a circle", ""]))
+    found = words.where(patches, ["a ring", "a circle"])
+    assert found.shape == (2, 2, 5)
+    for picture, number in np.ndindex(2, 5):
+        own = patches[picture, number].double().numpy()
+        cosines = [own @ text / np.linalg.norm(own) / np.linalg.norm(text) for text in (ring, circle, empty)]
+        expected = [cosines[0] - cosines[2], cosines[1] - cosines[2]]
+        np.testing.assert_allclose(found[picture, :, number].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [3, 4, 7])
+def test_where_by_windows_one_by_one(window: int) -> None:
+    """Each window cut out by hand, pixels beyond the border being the nearest within."""
+    words, picture = Words(model()), torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    texts = words.texts(["a ring", ""])
+    found = words.where_by_windows(picture, ["a ring"], window)
+    assert found.shape == (1, 2, 3)
+    for row, column in np.ndindex(2, 3):
+        rows, columns = (
+            (4 * place + 2 - window // 2 + torch.arange(window)).clamp(0, size - 1)
+            for place, size in ((row, 8), (column, 12))
+        )
+        own = picture[:, rows][:, :, columns][None]
+        own = torch.nn.functional.interpolate(own, (8, 8), mode="bicubic", antialias=True)
+        with torch.no_grad():
+            (features,) = words.backbone([Views(own)])
+        cosines = (image_embedding(features.cls, features.patches) @ texts.T)[0]
+        torch.testing.assert_close(found[0, row, column], cosines[0] - cosines[1], atol=1e-5, rtol=0)
+
+
 def test_classes_are_means_over_templates() -> None:
     words = Words(model())
     found = words.classes(["ring", "circle"], ["a {}", "the red {}"])
@@ -113,14 +152,14 @@ def test_annotations_of_shapes() -> None:
     splits = DATA_SETS["shapes"]("")
     test = splits["test"]
     assert len(test) == COUNTS[True]
-    assert len(CLASSES) == 30
+    assert len(CLASSES) == 36
     shown = {CLASSES[test.annotation(i, "class")] for i in range(60)}
     seen = {CLASSES[splits["train"].annotation(i, "class")] for i in range(60)}
     assert len(shown) == 6
-    assert len(seen) == 24
+    assert len(seen) == 30
     assert not shown & seen
     mask = test.annotation(0, "mask")
     large = CLASSES[test.annotation(0, "class")].split()[1]
-    assert test.names["mask"][0] == "grey background"
+    assert test.names["mask"][0] == "dark background"
     assert test.names["mask"].index(large) in np.unique(mask)
     assert large in test.annotation(0, "captions")[0]

@@ -12,11 +12,11 @@ from scholarch.data.shapes import COLOURS, SHAPES, ShapesSource
 
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 """All combinations, of which a test picture is one that was never seen."""
-BACKGROUND = "grey background"
+BACKGROUND = "dark background"
 
 
 def shapes(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001 - generated data has no place
-    """Class (the large thing, of all 30 combinations), mask (background and shapes) and captions."""
+    """Class (the large thing, of all 36 combinations), mask (background and shapes) and captions."""
     return {"train": _split(ShapesSource()), "test": _split(ShapesSource(kept_apart=True))}
 
 

@@ -102,7 +102,7 @@ class Words:
         rows, columns = windows.shape[1:3]
         each = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)
         named, found = self.texts([*texts, ""]), []
-        for part in each.split(_AT_ONCE):
+        for part in torch.split(each, _AT_ONCE):
             seen = F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False)
             (features,) = self.backbone([Views(seen)])
             found.append(image_embedding(features.cls, features.patches) @ named.T)

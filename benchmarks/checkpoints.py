@@ -8,7 +8,6 @@ process of its own; and written at once, while training waits.
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import sys
@@ -17,6 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "parts"))
+
+from machine import machine, write
 from scholarch.config.schema import Recipe
 from scholarch.data.catalog import open_source
 from scholarch.storage.objects import open_objects
@@ -90,7 +92,7 @@ class Bench:
         return {
             "stall": stall,
             "seconds": time.perf_counter() - began,
-            "step": statistics.fmean(steps) if steps else float("nan"),
+            "step": statistics.fmean(steps) if steps else 0.0,
             "steps": float(len(steps)),
         }
 
@@ -145,22 +147,18 @@ def table(result: dict[str, Any]) -> str:
     ]
     for way in ("thread", "process", "at once"):
         row = result[way]
+        meanwhile = f"{row['step'] / quiet:.2f} x" if row["steps"] else ""
         lines.append(
-            f"| {way} | {row['stall']:.3f} | {row['stall'] / quiet:.2f} | {row['seconds']:.2f} "
-            f"| {row['step'] / quiet:.2f} x |"
+            f"| {way} | {row['stall']:.3f} | {row['stall'] / quiet:.2f} | {row['seconds']:.2f} | {meanwhile} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     width, depth = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (192, 4)
-    here = Path(tempfile.mkdtemp(prefix="scholarch-bench-"))
+    where, here = machine(), Path(tempfile.mkdtemp(prefix="scholarch-bench-"))
     try:
         result = measure(width, depth, str(here))
     finally:
         shutil.rmtree(here, ignore_errors=True)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "checkpoints.json").write_text(json.dumps(result, indent=1) + "\n")
-    (results / "checkpoints.md").write_text(table(result) + "\n")
-    print(table(result))
+    write("checkpoints", "What a save costs training", table(result), result, where)

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="PIXELS",
-        help="look for phrases in a window around each patch, by itself, and not in patch tokens: slower, and truer "
-        "where tokens hold much of what is beside them; pixels of the first size",
+        help="look for phrases in a window around each patch, by itself, and not in patch tokens: truer where tokens "
+        "hold much of what is beside them, and one pass of the model for each patch; pixels of the first size",
     )
     parser.add_argument(
         "--sizes",

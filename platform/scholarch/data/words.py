@@ -28,6 +28,7 @@ TEMPLATES = (
 )
 """Sentences that a class is named in, where no others are given; the source averages over 80 of them."""
 _AT_ONCE = 256
+_WINDOWS_AT_ONCE = 32
 
 
 class Words:
@@ -102,7 +103,7 @@ class Words:
         rows, columns = windows.shape[1:3]
         each = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)
         named, found = self.texts([*texts, ""]), []
-        for part in torch.split(each, _AT_ONCE):
+        for part in torch.split(each, _WINDOWS_AT_ONCE):
             seen = F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False)
             (features,) = self.backbone([Views(seen)])
             found.append(image_embedding(features.cls, features.patches) @ named.T)

@@ -19,7 +19,7 @@ from scholarch.data.manifest import read_manifest
 from scholarch.data.source import BrokenPicture, captions
 from scholarch.data.split import Subset
 from scholarch.data.tokenizer import Tokenizer
-from scholarch.errors import UserError
+from scholarch.errors import RunFailed, UserError
 from scholarch.models.alignment import AlignedBackbone
 from scholarch.models.convnext import ConvNeXtOptions
 from scholarch.storage.objects import open_objects
@@ -172,6 +172,24 @@ def test_in_a_store_what_is_there_is_not_computed_again(
     kept = KeptFeatures(objects, "global")
     with pytest.raises(UserError, match="is not what was packed"):
         [kept.read(number) for number in range(EACH, 2 * EACH) if number != BROKEN]
+
+
+def lose_one(group: ProcessGroup | None, folder: Path, address: str) -> str:
+    """What is said where the first shard is gone when the manifest is to be written."""
+    trainer, recipe, source, _ = begun(group, folder, f"data.features={address}")
+    found = kept_features.finished_shards
+    kept_features.finished_shards = lambda job: dict([*found(job).items()][1:])
+    with pytest.raises(RunFailed) as failed:
+        keep(trainer, recipe, source)
+    return str(failed.value)
+
+
+@pytest.mark.gloo
+def test_a_shard_that_got_lost_leaves_no_manifest(tmp_path: Path) -> None:
+    """Numbers would no longer be those of the pictures."""
+    (said,) = run_ranks(1, lose_one, tmp_path / "run", str(tmp_path / "features"))
+    assert "lost shards" in said
+    assert not list((tmp_path / "features").rglob(MANIFEST))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ sys.path.append(str(Path(__file__).parents[2]))  # for benchmarks/parts
 import torch
 from heat import THINGS, draw, pointing
 from parts.machine import machine, write
-from scholarch.data.shapes import COUNTS
+from scholarch.data.annotated.shapes import CLASSES
+from scholarch.data.shapes import COUNTS, SHAPES
 from scholarch.report.theme import write_png
 from scholarch.storage.local import write_text
 from scholarch.storage.records import RECORDS_NAME, read_records
@@ -31,14 +32,14 @@ ROOT = Path(__file__).parents[3]
 NAME = "text_alignment"
 PICTURE = ROOT / "benchmarks" / "results" / f"{NAME}_heat.png"
 METRICS = {
-    "zero_shot/top1": "zero-shot top 1, 36 classes",
+    "zero_shot/top1": f"zero-shot top 1, {len(CLASSES)} classes",
     "zero_shot/top5": "zero-shot top 5",
     **{
         f"text_retrieval/{way}/r{k}": f"{way.replace('_', ' ')}, recall at {k}"
         for way in ("picture_to_text", "text_to_picture")
         for k in (1, 5, 10)
     },
-    "text_segmentation/miou": "segmentation by words, mIoU over 7 classes",
+    "text_segmentation/miou": f"segmentation by words, mIoU over {1 + len(SHAPES)} classes",
     **{f"{thing}/points_at": f"map points at the {thing} thing named" for thing in THINGS},
     **{f"{thing}/not_at_the_other": f"{thing} thing named above the other" for thing in THINGS},
 }

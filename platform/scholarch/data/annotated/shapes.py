@@ -16,7 +16,7 @@ BACKGROUND = "dark background"
 
 
 def shapes(address: str) -> dict[SplitName, Annotated]:  # noqa: ARG001 - generated data has no place
-    """Class (the large thing, of all 36 combinations), mask (background and shapes) and captions."""
+    """Class (the large thing, of all combinations), mask (background and shapes) and captions."""
     return {"train": _split(ShapesSource()), "test": _split(ShapesSource(kept_apart=True))}
 
 

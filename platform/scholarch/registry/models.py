@@ -30,6 +30,8 @@ _ATTEMPTS = 4
 _DATA = "backbone"
 TIMM = "timm"
 """Folder of a version's artifacts with its checkpoint for timm, where timm has the architecture."""
+_ALIAS = "registered_for"
+"""Tag of a version: the alias that it was registered for, written together with the version itself."""
 _REQUIRED = (
     "mlflow",
     "numpy",
@@ -195,9 +197,15 @@ class _Registration:
     def register(self, alias: str | None) -> Registered:
         found = self._version()
         version = found or self._create_version(alias)
-        if alias and self._aliased(alias) < int(version.version):
-            self.client.set_registered_model_alias(self.name, alias, version.version)
+        if alias:
+            self._move_forward(alias, int(version.version))
         return Registered(self.name, str(version.version), created=found is None)
+
+    def _move_forward(self, alias: str, version: int) -> None:
+        """Whichever of several runs writes the alias last has looked, after it, for a newer version."""
+        while self._aliased(alias) < version:
+            self.client.set_registered_model_alias(self.name, alias, str(version))
+            version = self._newest(alias)
 
     def _version(self) -> Any:
         versions = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{self.run_id}'")
@@ -206,6 +214,11 @@ class _Registration:
     def _aliased(self, alias: str) -> int:
         aliases = self.client.get_registered_model(self.name).aliases
         return int(aliases.get(alias, 0))
+
+    def _newest(self, alias: str) -> int:
+        """Of the versions that were registered for the alias."""
+        versions = self.client.search_model_versions(f"name = '{self.name}' and tags.{_ALIAS} = '{alias}'")
+        return max((int(version.version) for version in versions), default=0)
 
     def _create_version(self, alias: str | None) -> Any:
         self._create_name()
@@ -221,7 +234,7 @@ class _Registration:
             self.name,
             model.artifact_location,
             self.run_id,
-            tags={**self.tags, "model_id": model.model_id},
+            tags={**self.tags, "model_id": model.model_id} | ({_ALIAS: alias} if alias else {}),
             description=card[:DESCRIPTION_LENGTH],
             model_id=model.model_id,
         )

@@ -166,6 +166,7 @@ def test_the_version_says_where_it_comes_from(registered: tuple[Path, str]) -> N
         "run_id": run_id,
         "step": "30",
         "model_id": model.model_id,
+        "registered_for": "candidate",
     }
     assert "| knn | 0.9123 |" in version.description
     assert "models:/dino@candidate" in version.description
@@ -319,6 +320,32 @@ def test_the_alias_moves_to_a_later_step_and_not_back(run_folder: Path) -> None:
     assert client.get_model_version_by_alias("dino", "candidate").version == 2
     assert register_backbone(run_folder, "other", trained(20), alias=None).version == "1"
     assert client.get_registered_model("other").aliases == {}
+
+
+def test_the_newest_version_has_the_alias_also_when_an_older_one_writes_it_last(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    track(run_folder)
+    client = MlflowClient(local_uri(run_folder))
+    write = MlflowClient.set_registered_model_alias
+    written: list[str] = []
+
+    def after_a_newer_one(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        """Between the first one's look at the alias and its write, another run registers from begin to end."""
+        if not written:
+            written.append("look")
+            assert register_backbone(run_folder, "dino", trained(20)).version == "2"
+        written.append(version)
+        write(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", after_a_newer_one)
+
+    assert register_backbone(run_folder, "dino", trained(10)).version == "1"
+
+    assert written == ["look", "2", "1", "2"]
+    assert client.get_registered_model("dino").aliases == {"candidate": 2}
 
 
 def test_a_registration_cut_in_the_middle_is_completed(

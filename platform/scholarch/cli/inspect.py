@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes PNG files and index.html, and prints where."""
     import torch
 
+    from scholarch.cli.count_line import CountLine
     from scholarch.cli.sources import open_model
     from scholarch.data.decode import decode, to_channels
     from scholarch.data.source import BrokenPicture
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_window(arguments.window, sizes[0], arguments.text)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = assemble(model.options, model.weights, seen.merges).float().to(device)
+    line = CountLine("seen", "windows")
     found = inspect_picture(
         backbone,
         picture,
@@ -91,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         texts=list(dict.fromkeys(arguments.text)),
         window=arguments.window,
+        progress=line,
     )
+    line.end()
     content = Content(
         title=path.name,
         subtitle=f"seen by {model.origin}",

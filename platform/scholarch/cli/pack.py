@@ -6,12 +6,11 @@ import argparse
 import os
 import shlex
 import sys
-import time
 
+from scholarch.cli.count_line import CountLine
 from scholarch.errors import EXIT_DONE, EXIT_FAILED
 
 SHOWN = 10
-PLAIN_EVERY_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.resize} is no number of pixels", where="--resize")
     target = open_objects(arguments.target)
     target.check()
-    progress = Progress("packed")
+    progress = CountLine("packed")
     _say(f"listing {arguments.source}")
     source = open_input(arguments.source, arguments.labels, arguments.pictures)
     _say(f"{len(source.listing.names):,} pictures, {readable_size(sum(source.listing.sizes))}")
@@ -92,7 +91,7 @@ def _verify(address: str) -> int:
 
     objects = open_objects(address)
     objects.check()
-    progress = Progress("verified")
+    progress = CountLine("verified")
     manifest, damaged = verify(objects, lambda done, total: progress(done, total, 0))
     progress.end()
     for entry in damaged:
@@ -106,32 +105,3 @@ def _verify(address: str) -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """One refreshing line with speed and time left; plain lines where there is no terminal."""
-
-    def __init__(self, verb: str) -> None:
-        self.verb, self.began, self.last = verb, time.monotonic(), time.monotonic()
-        self.shown = False
-
-    def __call__(self, done: int, total: int, broken: int) -> None:
-        from scholarch.cli.console import duration
-
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if not terminal and done < total and now - self.last < PLAIN_EVERY_SECONDS:
-            return
-        self.last, speed = now, done / max(now - self.began, 1e-9)
-        left = f"  ETA {duration((total - done) / speed)}" if done < total else ""
-        damaged = f"  {broken} left out" if broken else ""
-        line = f"{self.verb} {done:,}/{total:,}  {speed:,.0f} img/s{left}{damaged}"
-        print(
-            f"\r{line:<72}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True
-        )
-        self.shown = terminal
-
-    def end(self) -> None:
-        """Goes on to a new line."""
-        if self.shown:
-            print(file=sys.stderr)

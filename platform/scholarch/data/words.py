@@ -5,7 +5,7 @@ Legend: n texts, B pictures, N patches, E joint width, C = E / 2 (reference.md s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -88,7 +88,13 @@ class Words:
         return (cosines[..., :-1] - cosines[..., -1:]).mT
 
     @torch.no_grad()
-    def where_by_windows(self, picture: Tensor, texts: Sequence[str], window: int) -> Tensor:
+    def where_by_windows(
+        self,
+        picture: Tensor,
+        texts: Sequence[str],
+        window: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """[C, H, W], normalised, whole patches -> [n, h, w]: as `where`, of a window around each patch by itself.
 
         Each is enlarged to the shorter side and seen as a picture, so that it holds nothing of what is beside it, which
@@ -96,6 +102,7 @@ class Words:
 
         Args:
             window: its side in pixels.
+            progress: called with the numbers of windows that were seen and that there are.
         """
         patch, side, around = self.backbone.patch, min(picture.shape[1:]), window // 2
         wider = F.pad(picture[None], (around,) * 4, mode="replicate")[0, :, patch // 2 :, patch // 2 :]
@@ -103,10 +110,12 @@ class Words:
         rows, columns = windows.shape[1:3]
         each = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)
         named, found = self.texts([*texts, ""]), []
-        for part in torch.split(each, _WINDOWS_AT_ONCE):
+        for number, part in enumerate(torch.split(each, _WINDOWS_AT_ONCE)):
             seen = F.interpolate(part, (side, side), mode="bicubic", antialias=True, align_corners=False)
             (features,) = self.backbone([Views(seen)])
             found.append(image_embedding(features.cls, features.patches) @ named.T)
+            if progress:
+                progress(number * _WINDOWS_AT_ONCE + len(part), len(each))
         cosines = torch.cat(found).T.view(-1, rows, columns)
         return cosines[:-1] - cosines[-1:]
 

@@ -5,7 +5,7 @@ Legend: C channels, H x W pixels, h x w patches, N = h * w, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,7 @@ def inspect_picture(
     threshold: float | None = None,
     texts: Sequence[str] = (),
     window: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Runs the backbone, which is in evaluation mode, on a picture at several sizes.
 
@@ -109,6 +110,7 @@ def inspect_picture(
             another one for every model); None: 6 deviations above the median (`usual_norms`).
         texts: what is looked for in the picture; only an aligned backbone reads any.
         window: pixels of the first size, around each patch, in which texts are looked for; None: in patch tokens.
+        progress: called with the numbers of windows that were seen and that there are.
 
     Raises:
         UserError: if there are texts and the backbone reads none.
@@ -132,12 +134,16 @@ def inspect_picture(
         similarity=similarity_to(first.patches, first.grid, (row, column)),
         threshold=limit,
         outliers=first.norms > limit,
-        said=said_where(backbone, first, texts, window) if texts else {},
+        said=said_where(backbone, first, texts, window, progress) if texts else {},
     )
 
 
 def said_where(
-    backbone: Backbone, seen: Scene, texts: Sequence[str], window: int | None
+    backbone: Backbone,
+    seen: Scene,
+    texts: Sequence[str],
+    window: int | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """[h, w] cosines with each text, less those with an empty one, of patches or of windows around them (`Words`).
 
@@ -148,7 +154,7 @@ def said_where(
     if window is None:
         maps = words.where(seen.patches, texts).reshape(len(texts), *seen.grid)
     else:
-        maps = words.where_by_windows(seen.image, texts, window)
+        maps = words.where_by_windows(seen.image, texts, window, progress)
     return dict(zip(texts, maps.cpu().numpy(), strict=True))
 
 

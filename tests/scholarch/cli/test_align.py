@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_from_a_backbone_to_a_model_that_reads_texts(
     by_tokens = (out / "text.png").read_bytes()
     assert main(["inspect", *asked, "--window", "12"]) == 0
     assert (out / "text.png").read_bytes() != by_tokens
+    assert re.search(r"seen 16/16  [\d,]+ windows/s\n", capsys.readouterr().err)
     for wrong, said in (
         ([*asked, "--window", "33"], "give 1 to 32"),
         ([*where, "--window", "12"], "--text PHRASE"),

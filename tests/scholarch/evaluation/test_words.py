@@ -124,6 +124,16 @@ def test_where_by_windows_one_by_one(window: int) -> None:
         torch.testing.assert_close(found[0, row, column], cosines[0] - cosines[1], atol=1e-5, rtol=0)
 
 
+def test_windows_in_several_parts_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, picture = Words(model()), torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    at_once = words.where_by_windows(picture, ["a ring"], 4)
+    monkeypatch.setattr("scholarch.data.words._WINDOWS_AT_ONCE", 4)
+    told: list[tuple[int, int]] = []
+    found = words.where_by_windows(picture, ["a ring"], 4, lambda *counts: told.append(counts))
+    torch.testing.assert_close(found, at_once)
+    assert told == [(4, 6), (6, 6)]
+
+
 def test_classes_are_means_over_templates() -> None:
     words = Words(model())
     found = words.classes(["ring", "circle"], ["a {}", "the red {}"])

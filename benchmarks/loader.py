@@ -24,6 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 
 from machine import machine, write
+from photographs import jpeg
 from scholarch.data.decode import decode
 from scholarch.data.folder import FolderSource
 from scholarch.data.loader import Cut, StepLoader, StreamDataset
@@ -44,17 +45,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()
-
-
-def jpeg(number: int, height: int, width: int) -> bytes:
-    """A JPEG of quality 90 with coarse shapes and fine noise, about as large as a photograph's."""
-    drawn = np.random.default_rng(number)
-    coarse = Image.fromarray((drawn.random((height // 16 + 2, width // 16 + 2, 3)) * 255).astype(np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
-    pixels = np.clip(smooth + drawn.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def per_second(work: Callable[[], int], repeats: int, clock: Callable[[], float]) -> list[float]:

@@ -1,9 +1,8 @@
 """Packs generated pictures to a MinIO of its own and streams them by 2 and by 3 processes.
 
-    make bench, or: .venv/bin/python benchmarks/stream_from_minio.py --pictures 100000 --write
-
-Shows that every picture comes once in a pass, that the cache (a tenth of the data) keeps its bound,
-and how quick it is against local files and against decoding alone.
+Shows that every picture comes once in a pass, that the cache (a tenth of the data) keeps its bound, how long
+a small training run waits for its data, and how quick reading is against local files and against decoding
+alone: for the many small pictures, where requests are the cost, and for some as large as photographs.
 """
 
 from __future__ import annotations
@@ -20,20 +19,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks/results/stream_from_minio.md"
+sys.path.insert(0, str(Path(__file__).parent / "parts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from machine import machine, write
+from photographs import write_photographs
+
 BATCH = 100
 SEED = 7
 RATED = 2000
-"""Pictures read for a speed."""
+"""Pictures read for a speed, at most."""
 TRAINED = 150
 """Steps of a run whose wait for data is measured."""
-SHARD_SHARE = 12
-"""Bytes of a shard for each picture of the whole: about a hundred shards."""
+SHARDS = 100
+"""About so many."""
+CACHED = 10
+"""The data are so many times as large as the cache."""
+PHOTOGRAPH = (375, 500)
+"""Height and width in pixels."""
 
 
 def stream(rank: int, world: int, address: str, pictures: int, to: Path) -> None:
@@ -170,108 +178,163 @@ def scholarch(*words: str) -> float:
     return time.monotonic() - began
 
 
-def measure(pictures: int, side: int, train: bool, place: Path) -> list[tuple[str, str]]:
-    """Rows of the table."""
-    from generated_pictures import write_pictures
-    from minio_server import MinioServer
+@dataclass(frozen=True)
+class Packed:
+    """A data set that `scholarch pack` wrote.
+
+    Attributes:
+        address: in MinIO.
+        folder: the same pictures as local files.
+        pictures: how many.
+        shards: how many.
+        bytes: of all shards.
+        bound: bytes that the cache may hold: its share of the shards, the index and the names.
+        seconds: that packing took.
+    """
+
+    address: str
+    folder: Path
+    pictures: int
+    shards: int
+    bytes: int
+    bound: int
+    seconds: float
+
+
+def pack(folder: Path, address: str, pictures: int) -> Packed:
+    """Packs a folder into about `SHARDS` shards."""
     from scholarch.data.manifest import read_manifest
     from scholarch.storage.objects import open_objects
 
-    folder, cache = place / "pictures", place / "cache"
-    began = time.monotonic()
-    write_pictures(folder, pictures, side)
-    made = time.monotonic() - began
+    held = sum(path.stat().st_size for path in folder.rglob("*.jpg"))
+    seconds = scholarch("pack", str(folder), address, "--shard-size", str(held // SHARDS))
+    manifest = read_manifest(open_objects(address))
+    assert manifest is not None
+    size = sum(shard.bytes for shard in manifest.shards)
+    bound = size // CACHED + manifest.index.bytes + manifest.names.bytes
+    return Packed(address, folder, pictures, len(manifest.shards), size, bound, seconds)
+
+
+@contextmanager
+def cached(packed: Packed, cache: Path) -> Iterator[None]:
+    """An empty cache, bounded for this data set."""
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir()
+    os.environ.update(SCHOLARCH_CACHE=str(cache), SCHOLARCH_CACHE_SIZE=str(packed.bound))
+    with watched(cache) as largest:
+        yield
+    if largest[0] > packed.bound:
+        sys.exit(f"the cache held {largest[0]} bytes, more than {packed.bound}")
+    print(f"  cache: at most {largest[0]:,} of {packed.bound:,} bytes", flush=True)
+
+
+def speeds(packed: Packed, cache: Path) -> dict[str, float]:
+    """Pictures a second of one process."""
+    local, remote = str(packed.folder), packed.address
+    found = {
+        "decoding from memory (the limit)": decode_limit(local),
+        "local files, decoded": speed(local, True, False),
+    }
+    for what, decoded, ahead in (
+        ("MinIO ahead of the known order, decoded", True, True),
+        ("MinIO without looking ahead, decoded", True, False),
+        ("MinIO ahead of the known order, bytes alone", False, True),
+    ):
+        with cached(packed, cache):
+            found[what] = speed(remote, decoded, ahead)
+        print(f"  {what}: {found[what]:,.0f} a second", flush=True)
+    return found
+
+
+def measure(pictures: int, side: int, photographs: int, place: Path) -> dict[str, dict[str, float]]:
+    """Figures of the page."""
+    from generated_pictures import write_pictures
+    from minio_server import MinioServer
+
+    write_pictures(place / "small", pictures, side)
+    write_photographs(place / "photographs", photographs, *PHOTOGRAPH)
+    cache = place / "cache"
     with MinioServer(place / "minio") as server:
         os.environ.update(server.environment)
-        address = f"{server.make_bucket('bench')}/pictures"
-        packing = scholarch("pack", str(folder), address, "--shard-size", str(pictures * SHARD_SHARE))
-        verifying = scholarch("pack", "--verify", address)
-        manifest = read_manifest(open_objects(address))
-        assert manifest is not None
-        size = sum(shard.bytes for shard in manifest.shards)
-        bound = size // 10 + manifest.index.bytes + manifest.names.bytes
-        os.environ.update(SCHOLARCH_CACHE=str(cache), SCHOLARCH_CACHE_SIZE=str(bound))
-        rows = [
-            (
-                "generated",
-                f"{pictures:,} JPEGs of {side} x {side}, {manifest.bytes / pictures:,.0f} bytes each, in {made:.0f} s",
-            ),
-            (
-                "packed",
-                f"{len(manifest.shards)} shards, {size / 1e6:.0f} MB, {pictures / packing:,.0f} pictures/s",
-            ),
-            ("verified", f"{pictures / verifying:,.0f} pictures/s"),
-        ]
+        bucket = server.make_bucket("bench")
+        small = pack(place / "small", f"{bucket}/small", pictures)
+        large = pack(place / "photographs", f"{bucket}/photographs", photographs)
+        verified = pictures / scholarch("pack", "--verify", small.address)
+        streamed = dict[str, float]()
         for world in (2, 3):
-            shutil.rmtree(cache, ignore_errors=True)
-            cache.mkdir()
-            with watched(cache) as largest:
-                seconds = one_pass(address, pictures, world, place)
-            if largest[0] > bound:
-                sys.exit(f"the cache held {largest[0]} bytes, more than {bound}")
-            held = f"cache at most {largest[0] / 1e6:.2f} of {bound / 1e6:.2f} MB"
-            found = f"every picture once, {pictures / seconds:,.0f} pictures/s, {held}"
-            rows.append((f"streamed by {world} processes", found))
-        limit = decode_limit(str(folder))
-        rows += [
-            ("one process: decoding from memory (the limit)", f"{limit:,.0f} pictures/s"),
-            *(
-                (f"one process: {what}", f"{found:,.0f} pictures/s, {found / limit:.2f} of the limit")
-                for what, found in (
-                    ("local files, decoded", speed(str(folder), True, False)),
-                    ("MinIO ahead of the known order, decoded", speed(address, True, True)),
-                    ("MinIO without looking ahead, decoded", speed(address, True, False)),
-                    ("MinIO ahead of the known order, bytes alone", speed(address, False, True)),
-                )
-            ),
-        ]
-        if train:
-            for what, data in (("MinIO", address), ("local files", str(folder))):
-                last, first = data_wait(data, place / f"run from {what}")
-                found = (
-                    f"{last:.1%} of the time over steps {TRAINED - 49} to {TRAINED}, {first:.1%} over 1 to 50"
-                )
-                rows.append((f"data wait of training from {what}", found))
-    return rows
+            with cached(small, cache):
+                streamed[f"{world} processes"] = pictures / one_pass(small.address, pictures, world, place)
+        waits = dict[str, float]()
+        for what, data in (("MinIO", small.address), ("local files", str(small.folder))):
+            with cached(small, cache):
+                waits[what], waits[f"{what}, at first"] = data_wait(data, place / f"run from {what}")
+        return {
+            "small": {
+                "bytes": small.bytes,
+                "shards": small.shards,
+                "packed a second": pictures / small.seconds,
+            },
+            "photographs": {"bytes": large.bytes, "shards": large.shards},
+            "verified": {"a second": verified},
+            "streamed": streamed,
+            "waits": waits,
+            "speeds, small": speeds(small, cache),
+            "speeds, photographs": speeds(large, cache),
+        }
+
+
+def page(found: dict[str, dict[str, float]], pictures: int, side: int, photographs: int) -> str:
+    """The tables."""
+    small, large, waits = found["small"], found["photographs"], found["waits"]
+    limits = {kind: next(iter(found[f"speeds, {kind}"].values())) for kind in ("small", "photographs")}
+    steps = f"steps {TRAINED - 49} to {TRAINED}"
+    each = small["bytes"] / pictures, large["bytes"] / photographs / 2**10
+    intro = (
+        f"{pictures:,} JPEGs of {side} x {side}, {each[0]:,.0f} bytes each, in {small['shards']:.0f} shards; "
+        f"{photographs:,} of {PHOTOGRAPH[0]} x {PHOTOGRAPH[1]}, {each[1]:,.0f} KiB each, in {large['shards']:.0f}. "
+        "MinIO, its disk and the readers are on this machine. The cache may hold a tenth of the shards, with index and "
+        "names besides, and kept within; pictures are read in random order, so that most reads ask MinIO."
+    )
+    lines = [
+        intro,
+        "",
+        "| small pictures | found |",
+        "| --- | --- |",
+        f"| packed | {small['packed a second']:,.0f} pictures/s |",
+        f"| verified | {found['verified']['a second']:,.0f} pictures/s |",
+        *(
+            f"| streamed by {who} | every picture once, {rate:,.0f} pictures/s |"
+            for who, rate in found["streamed"].items()
+        ),
+        *(
+            f"| data wait of training from {what} | {waits[what]:.1%} of the time over {steps}, "
+            f"{waits[f'{what}, at first']:.1%} over 1 to 50, with the start of its worker |"
+            for what in ("MinIO", "local files")
+        ),
+        "",
+        "| one process, pictures/s | small | of the limit | photographs | of the limit |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for what, rate in found["speeds, small"].items():
+        other = found["speeds, photographs"][what]
+        shares = rate / limits["small"], other / limits["photographs"]
+        lines.append(f"| {what} | {rate:,.0f} | {shares[0]:.2f} | {other:,.0f} | {shares[1]:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measures, prints and, if asked, writes the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pictures", type=int, default=5000, help="a multiple of 100 (default: 5000)")
-    parser.add_argument("--side", type=int, default=48, help="of the pictures, in pixels (default: 48)")
-    parser.add_argument("--train", action="store_true", help="measure the data wait of a training run too")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
-    arguments = parser.parse_args()
-    load = os.getloadavg()[0]
+    """Measures, and writes results/stream_from_minio.md and .json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=100_000, help="small ones, a multiple of 100")
+    parser.add_argument("--side", type=int, default=48, help="of the small ones, in pixels")
+    parser.add_argument("--photographs", type=int, default=1000)
+    arguments, where = parser.parse_args(), machine()
     with tempfile.TemporaryDirectory() as place:
-        rows = measure(arguments.pictures, arguments.side, arguments.train, Path(place))
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "?")
-    words = " ".join(word for word in sys.argv[1:] if word != "--write")
-    how = (
-        f"`python benchmarks/stream_from_minio.py {words}`, {time.strftime('%Y-%m-%d')}. {os.cpu_count()} cores, "
-        f"{model}; MinIO, its disk and the readers on this machine; load when it began: {load:.1f}."
-    )
-    text = "\n".join(
-        [
-            "# Streaming from MinIO",
-            "",
-            how,
-            "",
-            "| what | found |",
-            "| --- | --- |",
-            *(f"| {what} | {found} |" for what, found in rows),
-            "",
-        ]
-    )
-    print(text)
-    if arguments.write:
-        RESULT.write_text(text)
+        found = measure(arguments.pictures, arguments.side, arguments.photographs, Path(place))
+    where["load after"] = "{:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
+    text = page(found, arguments.pictures, arguments.side, arguments.photographs)
+    write("stream_from_minio", "Streaming from MinIO", text, found, where)
 
 
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform")]
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scholarch.curation.kmeans import PIECE, KMeansOptions, block_spans, trials_of
 from scholarch.curation.workers import IN_FLIGHT
 
-# Of one core of an AMD EPYC virtual machine, by benchmarks/kmeans.py; benchmarks/results/kmeans.md has them.
+# Of one core of an AMD EPYC virtual machine, by benchmarks/kmeans.py; others: benchmarks/results/kmeans.md.
 OPERATIONS_A_SECOND = 5.2e10
 """Floating-point operations of distances to centroids, float32."""
 BYTES_A_SECOND = 4.1e8

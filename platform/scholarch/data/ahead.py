@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 import numpy as np
 
@@ -67,6 +68,9 @@ class ReadAhead:
         with self._lock:
             futures = self._coming.get(index)
             if not futures:
+                # Taken before its turn: nobody will ask for it again.
+                with suppress(ValueError):
+                    self._due.remove(index)
                 return None
             future = futures.popleft()
             if not futures:
@@ -79,7 +83,7 @@ class ReadAhead:
         while self._due:
             wanted = min(self._portion, self._bound // 2)
             if self._held and self._held + wanted > self._bound:
-                return
+                break
             portion, size = [], 0
             while self._due and size < wanted:
                 portion.append(self._due.popleft())

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scholarch.config.names import known_keys
+from scholarch.config.nearest import nearest_keys
 from scholarch.config.resolve import merge
 from scholarch.config.scale import Scale, tiny
 from scholarch.config.schema import Kinds, Recipe, recipe_type, written_out
@@ -230,10 +231,8 @@ def _in_plain_words(schema: type[BaseModel], error: ValidationError) -> list[str
 def _message(path: str, known: Sequence[str], problem: Mapping[str, Any]) -> str:
     kind = problem["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(path.rpartition(".")[2], known, n=1, cutoff=0.5)
-        return (
-            f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(known)}"
-        )
+        near = " or ".join(f"`{key}`" for key in nearest_keys(path.rpartition(".")[2], known))
+        return f"unknown key; did you mean {near}?" if near else f"unknown key; known: {', '.join(known)}"
     if kind.startswith("missing"):
         return "missing"
     if kind == "union_tag_invalid":

@@ -7,7 +7,6 @@ as a Python predicate, so that a mistake is refused with the same words before a
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -29,6 +28,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from scholarch.config.names import known_keys
+from scholarch.config.nearest import nearest_keys
 from scholarch.config.rules import Rule, bytes_of, unique
 from scholarch.errors import UserError
 
@@ -401,7 +401,7 @@ def _said(kind: type[Part], error: Any) -> str:
     where = ".".join(["spec", *(str(part) for part in error["loc"])])
     if error["type"] == "extra_forbidden":
         known = known_keys(kind, error["loc"])[1]
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        near = " or ".join(nearest_keys(str(error["loc"][-1]), known))
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
     return f"{where}: {str(error['msg']).removeprefix('Value error, ')}"

@@ -28,6 +28,11 @@ def test_every_recipe_loads_and_survives_being_saved(name: str) -> None:
     [
         ("trainin.steps=3", "trainin: unknown key; did you mean `training`?"),
         ("training.step=3", "training.step: unknown key; did you mean `steps`?"),
+        (
+            "training.batch_size=3",
+            "training.batch_size: unknown key; did you mean `global_batch` or `micro_batch`?",
+        ),
+        ("training.zzz=3", "training.zzz: unknown key; known: steps, "),
         ("model.rope.bas=3", "model.rope.bas: unknown key; did you mean `base`?"),
         ("terms.dino.weigt=3", "terms.dino.weigt: unknown key; did you mean `weight`?"),
         ("views.global.siz=3", "views.global.siz: unknown key; did you mean `size`?"),

@@ -215,6 +215,8 @@ class Session:
         records = read_records(plan.run / RECORDS_NAME)
         state = "interrupted" if outcome == "interrupted" else "finished"
         following = next_commands(plan, outcome)
+        if outcome != "interrupted":
+            write_export(model, plan.run / EXPORT)
         written = report(plan, model, records, finished, state, list(following.items()))
         for path in (written.page, *written.pictures):
             self.tracker.file(path, "report")
@@ -222,7 +224,6 @@ class Session:
             steps = plan.recipe.training.steps
             self._say(f"stopped at step {finished} of {steps}; everything up to it is in {plan.address}")
         else:
-            write_export(model, plan.run / EXPORT)
             if not self.tracker.trouble:
                 self.tracker.wait(TRACKING_SECONDS)
             self._say(accuracy(plan, records))

@@ -302,9 +302,9 @@ def marked(image: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def _rows(images: Sequence[np.ndarray], theme: Theme, across: int) -> Figure:
     across = min(across, len(images))
     cell = (PIXELS - pictures.GAP * (across - 1)) // across
-    height, width = images[0].shape[:2]
-    # A cell is square with the picture in its middle; the rows of wide pictures move together.
-    tall = max(round(cell * height / max(height, width)), 1)
+    # A cell is square with the picture in its middle; the rows of wide pictures move together. Sizes in whole
+    # patches are not all of one shape: the tallest says how far.
+    tall = max(max(round(cell * image.shape[0] / max(image.shape[:2])), 1) for image in images)
     step, above = tall + pictures.GAP, (cell - tall) // 2
     canvas = Canvas(theme, -(-len(images) // across) * step)
     for number, image in enumerate(images):

@@ -12,8 +12,10 @@ from PIL import Image
 from scholarch.draws import Draws, torch_generator
 from scholarch.models.features import Backbone, Features, Views
 from scholarch.report.inspection import (
+    Scene,
     draw_heads,
     draw_norms,
+    draw_sizes,
     facts,
     inspect_picture,
     marked,
@@ -121,6 +123,29 @@ def test_the_page_holds_its_figures(tmp_path: Path) -> None:
 def test_norms_are_drawn_beside_the_picture() -> None:
     figure = draw_norms(inspection(), MEAN, STD)
     assert figure.get_size_inches()[0] == 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (400, 400), (100, 1000), (427, 640)])
+def test_sizes_whose_whole_patches_differ_in_shape(height: int, width: int) -> None:
+    """A photograph of 375 x 500 pixels is 224 x 304 in patches of 16, and 448 x 592."""
+    grids = [
+        tuple(max(round(size * length / min(height, width) / 16), 1) for length in (height, width))
+        for size in (224, 448, 672)
+    ]
+    scenes = [
+        Scene(
+            image=torch.zeros(3, 16 * h, 16 * w),
+            patches=torch.randn(h * w, 8, generator=torch_generator(0, "sizes")),
+            norms=np.ones((h, w)),
+            grid=(h, w),
+        )
+        for h, w in grids
+    ]
+    figure = draw_sizes(scenes, MEAN, STD)
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).astype(int)
+    grey = (np.abs(pixels - 127) <= 1).all(-1).sum()  # of the picture: zeros, normalised, are the mean
+    cell = (1440 - 3 * 6) // 4
+    assert grey == pytest.approx(cell**2 * min(height, width) / max(height, width), rel=0.05)
 
 
 def test_each_head_is_bright_where_it_looks() -> None:

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         picture = to_channels(decode(path.read_bytes(), str(path)), len(seen.mean), str(path))
     except BrokenPicture as broken:
-        raise UserError(str(broken), where=str(path), fix="give another picture") from None
+        raise UserError(str(broken), fix="give another picture") from None
     height, width = picture.shape[1:]
     point = _point(arguments.point, width, height)
     sizes = _sizes(arguments.sizes, model.options.patch, seen.size)

@@ -58,7 +58,7 @@ def test_a_released_file(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("model", "nowhere.png"), "there is no such picture"),
         (("nowhere", "picture.png"), "does not exist"),
-        (("model", "model/backbone.json"), "not a picture"),
+        (("model", "model/backbone.json"), "scholarch: model/backbone.json: not a picture"),
         (("model", "picture.png", "--point", "60,0"), "X below 60"),
         (("model", "picture.png", "--point", "middle"), "no whole numbers"),
         (("model", "picture.png", "--sizes", "33"), "multiples of the patch, 8"),

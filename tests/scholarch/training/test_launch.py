@@ -419,3 +419,26 @@ def test_command_from_the_repository_root(stand_in: Callable[[str], Path]) -> No
         env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_exit_code_outlives_threads_that_are_inside_torch() -> None:
+    """With sys.exit in place of leave: SIGABRT nearly every time."""
+    program = """
+import threading, time
+from torch.distributed import TCPStore
+from scholarch.training.launch import leave
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def beat():
+    client = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+    while True:
+        client.add("beats", 1)
+for _ in range(8):
+    threading.Thread(target=beat, daemon=True).start()
+time.sleep(0.3)
+print("the last words", end="")
+leave(75)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (75, "the last words"), done.stderr

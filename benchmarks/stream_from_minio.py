@@ -185,7 +185,6 @@ class Packed:
     Attributes:
         address: in MinIO.
         folder: the same pictures as local files.
-        pictures: how many.
         shards: how many.
         bytes: of all shards.
         bound: bytes that the cache may hold: its share of the shards, the index and the names.
@@ -194,14 +193,13 @@ class Packed:
 
     address: str
     folder: Path
-    pictures: int
     shards: int
     bytes: int
     bound: int
     seconds: float
 
 
-def pack(folder: Path, address: str, pictures: int) -> Packed:
+def pack(folder: Path, address: str) -> Packed:
     """Packs a folder into about `SHARDS` shards."""
     from scholarch.data.manifest import read_manifest
     from scholarch.storage.objects import open_objects
@@ -212,7 +210,7 @@ def pack(folder: Path, address: str, pictures: int) -> Packed:
     assert manifest is not None
     size = sum(shard.bytes for shard in manifest.shards)
     bound = size // CACHED + manifest.index.bytes + manifest.names.bytes
-    return Packed(address, folder, pictures, len(manifest.shards), size, bound, seconds)
+    return Packed(address, folder, len(manifest.shards), size, bound, seconds)
 
 
 @contextmanager
@@ -257,8 +255,8 @@ def measure(pictures: int, side: int, photographs: int, place: Path) -> dict[str
     with MinioServer(place / "minio") as server:
         os.environ.update(server.environment)
         bucket = server.make_bucket("bench")
-        small = pack(place / "small", f"{bucket}/small", pictures)
-        large = pack(place / "photographs", f"{bucket}/photographs", photographs)
+        small = pack(place / "small", f"{bucket}/small")
+        large = pack(place / "photographs", f"{bucket}/photographs")
         verified = pictures / scholarch("pack", "--verify", small.address)
         streamed = dict[str, float]()
         for world in (2, 3):

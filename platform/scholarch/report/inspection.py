@@ -304,7 +304,7 @@ def _rows(images: Sequence[np.ndarray], theme: Theme, across: int) -> Figure:
     cell = (PIXELS - pictures.GAP * (across - 1)) // across
     # A cell is square with the picture in its middle; the rows of wide pictures move together. Sizes in whole
     # patches are not all of one shape: the tallest says how far.
-    tall = max(max(round(cell * image.shape[0] / max(image.shape[:2])), 1) for image in images)
+    tall = max(pictures.fitted(image, cell)[0] for image in images)
     step, above = tall + pictures.GAP, (cell - tall) // 2
     canvas = Canvas(theme, -(-len(images) // across) * step)
     for number, image in enumerate(images):

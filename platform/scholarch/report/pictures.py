@@ -155,6 +155,12 @@ def draw_pca(
     return canvas.figure()
 
 
+def fitted(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Height and width in pixels of [h, w, ...] whose longer side is made `side` long."""
+    height, width = (max(1, round(side * length / max(image.shape[:2]))) for length in image.shape[:2])
+    return height, width
+
+
 class Canvas:
     """Pixels of a figure, on which pictures are placed without any blurring by the drawing library."""
 
@@ -167,7 +173,7 @@ class Canvas:
 
     def place(self, image: np.ndarray, left: int, top: int, side: int) -> None:
         """Put [h, w, 3] in [0, 1] into a square, its longer side filling it."""
-        height, width = (max(1, round(side * length / max(image.shape[:2]))) for length in image.shape[:2])
+        height, width = fitted(image, side)
         # Enlarged pixels and patches keep their edges.
         method = Image.Resampling.NEAREST if height > image.shape[0] else Image.Resampling.BOX
         resized = Image.fromarray((image * 255).round().astype(np.uint8)).resize((width, height), method)

@@ -32,9 +32,14 @@ def test_a_log_gets_a_line_every_five_seconds_and_the_last_one(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = CountLine("packed")
-    for done, now in ((10, 101.0), (1000, 105.0), (1100, 106.0), (4000, 110.0), (4000, 120.0)):
-        clock.now = now
-        line(done, 5000 if done < 4000 or now < 120 else 4000, 2 if done == 4000 else 0)
+    for clock.now, *counts in (
+        (101.0, 10, 5000),
+        (105.0, 1000, 5000),
+        (106.0, 1100, 5000),
+        (110.0, 4000, 5000, 2),
+        (120.0, 4000, 4000, 2),
+    ):
+        line(*counts)
     line.end()
     assert capsys.readouterr().err.splitlines() == [
         "packed 1,000/5,000  200 img/s  ETA 20s",
